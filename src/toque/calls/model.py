@@ -1,0 +1,156 @@
+"""The words of a call: what sources say, what a call is, what its owner is told.
+
+Pure values. Moments are aware UTC datetimes from the switch's clock where it has one; spans are timedeltas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """A step in a call's life; everything from HUNG_UP on is an end."""
+
+    INITIATED = "initiated"
+    RINGING = "ringing"
+    ANSWERED = "answered"
+    HUNG_UP = "hung_up"
+    BUSY = "busy"
+    NO_ANSWER = "no_answer"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    CONGESTION = "congestion"
+    INVALID_NUMBER = "invalid_number"
+    UNREACHABLE = "unreachable"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a side is told nothing after this status."""
+        return self not in PROGRESS
+
+
+PROGRESS = (Status.INITIATED, Status.RINGING, Status.ANSWERED)
+
+
+class Direction(StrEnum):
+    """A side's direction as its owner sees it."""
+
+    MADE = "made"
+    RECEIVED = "received"
+
+
+class Party(StrEnum):
+    """Who ended a call."""
+
+    CALLER = "caller"
+    CALLEE = "callee"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What is known of why something ended: SIP status code, Q.850 cause value, the switch's own words."""
+
+    sip: int | None = None
+    q850: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallIdentity:
+    """What one switch calls a call: the source's name and the call's first identity there (for SIP: Call-ID and From-tag)."""
+
+    source: str
+    key: str
+
+
+class SignalKind(StrEnum):
+    """What a source can say about a call. Every switch's reader speaks these words and no others."""
+
+    BEGAN = "began"  # the caller's leg begins (again, when a challenge or a redirection is followed)
+    LEG_BEGAN = "leg_began"  # the switch calls somebody on the caller's behalf
+    RINGING = "ringing"
+    PICKED_UP = "picked_up"  # the switch itself answered: an IVR, a queue, an announcement
+    ANSWERED = "answered"  # a person or the far end answered
+    GAVE_UP = "gave_up"  # the caller cancelled, or hung up before anyone answered
+    LEG_CANCELLED = "leg_cancelled"  # the switch stopped calling this leg
+    LEG_ENDED = "leg_ended"  # a called leg ended unanswered
+    REFUSED = "refused"  # the caller's leg was told that the attempt failed
+    HUNG_UP = "hung_up"  # the caller's last leg ended after an answer
+    SEEN = "seen"  # the call is alive; nothing changed
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One thing a source saw about one leg.
+
+    `leg` is the source's name for a called leg, None for the caller's own. `number` is whom a leg reaches.
+    `caller` and `dialled` come with every signal of a SIP message, so that a call first seen in its middle has them.
+    """
+
+    identity: CallIdentity
+    kind: SignalKind
+    at: datetime
+    leg: str | None = None
+    callers: tuple[str, ...] = ()  # the caller's numbers, the one that is shown first
+    dialled: str = ""
+    number: str = ""
+    cause: Cause | None = None
+    by: Party | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose line a number is."""
+
+    client_id: str
+    pin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One client's view of one call."""
+
+    owner: Owner
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What is known of a call at the moment of a status; None until known."""
+
+    caller: str
+    dialled: str
+    answered_by: str | None = None
+    began_at: datetime | None = None
+    pbx_answered_at: datetime | None = None
+    ringing_at: datetime | None = None
+    answered_at: datetime | None = None
+    ended_at: datetime | None = None
+    is_whole: bool = True  # seen from its beginning, so that what was not seen did not happen
+    hung_up_by: Party | None = None
+    cause: Cause | None = None
+    is_inferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """A status of one side, on its way into the store, which numbers it."""
+
+    identity: CallIdentity
+    side: Side
+    status: Status
+    at: datetime
+    facts: CallFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A call's state as the store keeps it while the call is in progress; `state` is None once it has ended."""
+
+    identity: CallIdentity
+    state: bytes | None
+    ended_at: datetime | None = None

@@ -1,0 +1,267 @@
+"""Clients, lines and callbacks in SQLite: what is done inside one transaction."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from toque.callbacks.callback import Callback, Client, Registered, Registry, TooMany
+from toque.callbacks.signature import SECRET_BYTES, render_secret
+from toque.callbacks.token import KEY_BYTES
+from toque.calls.lines import Line, LineKind, conflict
+from toque.errors import InputError
+from toque.store.contract import Removal
+from toque.store.sealing import Sealer
+from toque.store.sqlite_rows import from_us, from_us_or_none, to_us, to_us_or_none
+
+_CALLBACK_COLUMNS = """id, code, client_id, url, credentials, pin, secret, old_secret, old_secret_until, created_at,
+    disabled_at, disabled_reason"""
+CODE_BYTES = 20  # 40 hex digits
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """See `Store.registry_version`."""
+    (value,) = connection.execute("SELECT value FROM meta WHERE name = 'registry_version'").fetchone()
+    return int(value)
+
+
+def _changed(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'registry_version'")
+
+
+def registry(connection: sqlite3.Connection, sealer: Sealer, now: datetime) -> Registry:
+    """See `Store.registry`. The connection is inside a transaction, so that all of it is of one moment."""
+    clients = {
+        row[0]: Client(row[0], row[1], row[2], row[3], from_us(row[4]), from_us_or_none(row[5]))
+        for row in connection.execute(
+            "SELECT client_id, name, secret_hash, secret_version, created_at, disabled_at FROM clients ORDER BY created_at"
+        )
+    }
+    lines = tuple(_lines(connection))
+    callbacks = {
+        row[0]: _callback(row, sealer, now)
+        for row in connection.execute(f"SELECT {_CALLBACK_COLUMNS} FROM callbacks WHERE removed_at IS NULL ORDER BY id")  # noqa: S608
+    }
+    return Registry(version(connection), clients, lines, callbacks)
+
+
+def _lines(connection: sqlite3.Connection) -> list[Line]:
+    rows = connection.execute("SELECT client_id, pin, kind, number FROM lines ORDER BY id")
+    return [Line(client_id, pin, LineKind(kind), number) for client_id, pin, kind, number in rows]
+
+
+def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
+    (
+        identifier, code, client_id, url, credentials, pin, secret, old_secret, old_until, created_at, disabled_at, reason,
+    ) = row  # fmt: skip
+    until = from_us_or_none(old_until)
+    secrets = [secret, *([old_secret] if until is not None and until > now else [])]
+    return Callback(
+        id=identifier,
+        code=code,
+        client_id=client_id,
+        url=url,
+        pin=pin,
+        created_at=from_us(created_at),
+        credentials=None if credentials is None else sealer.open(credentials),
+        secrets=tuple(sealer.open(text) for text in secrets),
+        old_secret_until=until,
+        disabled_at=from_us_or_none(disabled_at),
+        disabled_reason=reason,
+    )
+
+
+def token_key(connection: sqlite3.Connection, sealer: Sealer) -> bytes:
+    """See `Store.token_key`."""
+    sealed = sealer.seal(os.urandom(KEY_BYTES).hex())
+    connection.execute("INSERT INTO meta VALUES ('token_key', ?) ON CONFLICT DO NOTHING", (sealed,))
+    (stored,) = connection.execute("SELECT value FROM meta WHERE name = 'token_key'").fetchone()
+    return bytes.fromhex(sealer.open(stored))
+
+
+def reseal(connection: sqlite3.Connection, sealer: Sealer) -> None:
+    """Write every secret as this sealer would. Raises `WrongKey` when one cannot be opened."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'token_key'").fetchone()
+    if row is not None and (text := sealer.open(row[0])) is not None and not sealer.is_current(row[0]):
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'token_key'", (sealer.seal(text),))
+    for column in ("credentials", "secret", "old_secret"):
+        found = connection.execute(f"SELECT id, {column} FROM callbacks WHERE {column} IS NOT NULL").fetchall()  # noqa: S608
+        for identifier, sealed in found:
+            if not sealer.is_current(sealed):
+                again = sealer.seal(sealer.open(sealed))
+                connection.execute(f"UPDATE callbacks SET {column} = ? WHERE id = ?", (again, identifier))  # noqa: S608
+
+
+# Clients
+
+
+def add_client(connection: sqlite3.Connection, client: Client) -> None:
+    """See `Store.add_client`."""
+    try:
+        connection.execute(
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                client.client_id,
+                client.name,
+                client.secret_hash,
+                client.secret_version,
+                to_us(client.created_at),
+                to_us_or_none(client.disabled_at),
+            ),
+        )
+    except sqlite3.IntegrityError:
+        msg = f"there is a client named {client.name!r} already"
+        raise InputError(msg) from None
+    _changed(connection)
+
+
+def _one_changed(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> bool:
+    changed = connection.execute(statement, values).rowcount == 1
+    if changed:
+        _changed(connection)
+    return changed
+
+
+def rotate_client(connection: sqlite3.Connection, client_id: str, secret_hash: str) -> bool:
+    """See `Store.rotate_client`."""
+    statement = "UPDATE clients SET secret_hash = ?, secret_version = secret_version + 1 WHERE client_id = ?"
+    return _one_changed(connection, statement, (secret_hash, client_id))
+
+
+def disable_client(connection: sqlite3.Connection, client_id: str, at: datetime | None) -> bool:
+    """See `Store.disable_client`."""
+    return _one_changed(connection, "UPDATE clients SET disabled_at = ? WHERE client_id = ?", (to_us_or_none(at), client_id))
+
+
+def remove_client(connection: sqlite3.Connection, client_id: str) -> bool:
+    """See `Store.remove_client`. Its lines, callbacks and their deliveries go by foreign key; its events have no other reader."""
+    connection.execute("DELETE FROM events WHERE client_id = ?", (client_id,))
+    return _one_changed(connection, "DELETE FROM clients WHERE client_id = ?", (client_id,))
+
+
+# Lines
+
+
+def add_lines(connection: sqlite3.Connection, lines: Sequence[Line]) -> int:
+    """See `Store.add_lines`."""
+    known = _lines(connection)
+    added = 0
+    for line in lines:
+        if line in known:
+            continue
+        _check_line(line, known)
+        connection.execute(
+            "INSERT INTO lines (client_id, pin, kind, number) VALUES (?, ?, ?, ?)",
+            (line.client_id, line.pin, str(line.kind), line.number),
+        )
+        known.append(line)
+        added += 1
+    if added:
+        _changed(connection)
+    return added
+
+
+def _check_line(line: Line, known: Sequence[Line]) -> None:
+    other = conflict(line, known)
+    if other is not None:
+        msg = f"{line.text} belongs to another client: {other.client_id}, pin {other.pin}, line {other.text}"
+        raise InputError(msg)
+    twin = next((k for k in known if (k.client_id, k.kind, k.number) == (line.client_id, line.kind, line.number)), None)
+    if twin is not None:
+        msg = f"{line.text} is already a line of this client's pin {twin.pin}"
+        raise InputError(msg)
+
+
+def remove_lines(connection: sqlite3.Connection, client_id: str, pin: str, lines: Sequence[Line] | None) -> int:
+    """See `Store.remove_lines`."""
+    if lines is None:
+        removed = connection.execute("DELETE FROM lines WHERE client_id = ? AND pin = ?", (client_id, pin)).rowcount
+    else:
+        removed = sum(
+            connection.execute(
+                "DELETE FROM lines WHERE client_id = ? AND pin = ? AND kind = ? AND number = ?",
+                (client_id, pin, str(line.kind), line.number),
+            ).rowcount
+            for line in lines
+        )
+    if removed:
+        _changed(connection)
+    return removed
+
+
+# Callbacks
+
+
+def register_callback(
+    connection: sqlite3.Connection,
+    sealer: Sealer,
+    now: datetime,
+    registration: tuple[str, str, str | None, str | None],
+    limit: int,
+) -> Registered | TooMany:
+    """See `Store.register_callback`; `registration` is client_id, url, credentials, pin."""
+    client_id, url, credentials, pin = registration
+    sealed = None if credentials is None else sealer.seal(credentials)
+    where = "client_id = ? AND url = ? AND coalesce(pin, '') = ? AND removed_at IS NULL"
+    row = connection.execute(f"SELECT id FROM callbacks WHERE {where}", (client_id, url, pin or "")).fetchone()  # noqa: S608
+    is_new = row is None
+    if is_new:
+        (active,) = connection.execute(
+            "SELECT count(*) FROM callbacks WHERE client_id = ? AND removed_at IS NULL", (client_id,)
+        ).fetchone()
+        if active >= limit:
+            return TooMany(limit)
+        secret = sealer.seal(render_secret(os.urandom(SECRET_BYTES)))
+        row = connection.execute(
+            """INSERT INTO callbacks (code, client_id, url, credentials, pin, secret, created_at)
+               VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id""",
+            (os.urandom(CODE_BYTES).hex(), client_id, url, sealed, pin, secret, to_us(now)),
+        ).fetchone()
+    else:  # registering again is also how a customer brings a disabled URL back
+        connection.execute(
+            "UPDATE callbacks SET credentials = ?, disabled_at = NULL, disabled_reason = NULL WHERE id = ?", (sealed, row[0])
+        )
+    _changed(connection)
+    found = connection.execute(f"SELECT {_CALLBACK_COLUMNS} FROM callbacks WHERE id = ?", (row[0],)).fetchone()  # noqa: S608
+    return Registered(_callback(found, sealer, now), is_new)
+
+
+def remove_callback(connection: sqlite3.Connection, client_id: str, code: str, now: datetime) -> Removal:
+    """See `Store.remove_callback`."""
+    row = connection.execute(
+        "SELECT id, removed_at FROM callbacks WHERE code = ? AND client_id = ?", (code, client_id)
+    ).fetchone()
+    if row is None:
+        return Removal.UNKNOWN
+    if row[1] is not None:
+        return Removal.ALREADY_REMOVED
+    connection.execute("UPDATE callbacks SET removed_at = ?, credentials = NULL WHERE id = ?", (to_us(now), row[0]))
+    connection.execute("DELETE FROM deliveries WHERE callback_id = ? AND state = 'waiting'", (row[0],))
+    _changed(connection)
+    return Removal.REMOVED
+
+
+def disable_callback(connection: sqlite3.Connection, callback_id: int, reason: str, now: datetime) -> None:
+    """See `Store.disable_callback`."""
+    at = to_us(now)
+    statement = "UPDATE callbacks SET disabled_at = ?, disabled_reason = ? WHERE id = ? AND disabled_at IS NULL"
+    if _one_changed(connection, statement, (at, reason, callback_id)):
+        connection.execute(
+            """UPDATE deliveries SET state = 'dead', settled_at = ?, due_at = NULL, outcome = ?
+               WHERE callback_id = ? AND state = 'waiting'""",
+            (at, reason, callback_id),
+        )
+
+
+def rotate_callback(
+    connection: sqlite3.Connection, sealer: Sealer, code: str, now: datetime, keep_old_for: timedelta
+) -> str | None:
+    """See `Store.rotate_callback`."""
+    secret = render_secret(os.urandom(SECRET_BYTES))
+    statement = """UPDATE callbacks SET old_secret = secret, old_secret_until = ?, secret = ?
+        WHERE code = ? AND removed_at IS NULL"""
+    found = _one_changed(connection, statement, (to_us(now + keep_old_for), sealer.seal(secret), code))
+    return secret if found else None
