@@ -42,6 +42,10 @@ class SipWatch:
             call.reader = self.dialogs.export(call.identity)
         return self.tracker.take()
 
+    def waiting(self) -> int:
+        """How many changes `take` would give."""
+        return self.tracker.waiting()
+
     def take_unmatched(self) -> list[Call]:
         """The calls that ended without matching a line."""
         return self.tracker.take_unmatched()

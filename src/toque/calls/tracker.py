@@ -263,6 +263,10 @@ class CallTracker:
         ]
         return changes, snapshots
 
+    def waiting(self) -> int:
+        """How many changes `take` would give."""
+        return len(self._changes)
+
     def take_unmatched(self) -> list[Call]:
         """The calls that ended without ever matching a line, since the last call."""
         unmatched, self._unmatched = self._unmatched, []

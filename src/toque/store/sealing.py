@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 _PLAIN, _SEALED = "plain:", "gcm1:"
 _NONCE_BYTES = 12  # NIST SP 800-38D, 8.2.1
 _SALT = b"toque.store.sealing.1"  # the setting is long and random; the salt only keeps the key apart from other uses
-MIN_KEY_CHARACTERS = 16
 
 
 class WrongKey(Exception):  # noqa: N818 - a fact, told to the operator as a SettingsError

@@ -1,0 +1,188 @@
+"""The intake: what sources see becomes durable events, in order, and only then deliveries.
+
+One loop takes what all watches have collected, appends it in one go, and offers the deliveries to the dispatcher. While an
+append is under way, packets go on being understood; their changes are the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+import structlog
+
+from toque.callbacks.delivery import Delivery
+from toque.calls.hep_packet import HepPacket
+from toque.calls.lines import LineBook
+from toque.calls.model import CallIdentity, Snapshot, StatusChange
+from toque.calls.sip_watch import SipWatch
+from toque.errors import IllegalStep, StoreError
+from toque.store.contract import Appended, Store
+from toque.telemetry import Sparingly, mask_number
+
+MAX_WAITING_CHANGES = 50_000  # beyond this the sources are told to hold back: a minute's worth of a large carrier
+_TICK_S = 0.1  # how late a conclusion may be
+_STORE_RETRY_S = 0.5
+
+
+class Intake:
+    """The watches of all sources, and the way of their changes into the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        offer: Callable[[Iterable[Delivery]], None],
+        *,
+        clock: Callable[[], datetime],
+        mask: Callable[[str], str] = mask_number,
+    ) -> None:
+        self._store = store
+        self._offer = offer
+        self._clock = clock
+        self._mask = mask
+        self._watches: dict[str, SipWatch] = {}
+        self._changes: list[StatusChange] = []
+        self._snapshots: dict[CallIdentity, Snapshot] = {}
+        self._wake = asyncio.Event()
+        self._is_stopping = False
+        self._idle = asyncio.Event()
+        self._log = structlog.get_logger("toque.intake")
+        self._sparingly = Sparingly(time.monotonic)
+        self.events = 0
+
+    def add(self, watch: SipWatch) -> None:
+        """Take in what this watch sees from now on."""
+        self._watches[watch.source] = watch
+
+    def apply(self, lines: LineBook) -> None:
+        """Go by these lines from now on; calls in progress keep their sides."""
+        for watch in self._watches.values():
+            watch.tracker.lines = lines
+
+    async def restore(self) -> int:
+        """Go on with the calls that the store holds in progress; returns how many."""
+        now, restored = self._clock(), 0
+        for identity, state in await self._store.open_calls():
+            watch = self._watches.get(identity.source)
+            if watch is None:
+                self._log.warning("call.orphaned", source=identity.source)
+                continue
+            try:
+                watch.restore(state, now)
+            except ValueError as error:
+                self._log.error("call.unreadable", source=identity.source, problem=str(error))
+                continue
+            restored += 1
+        return restored
+
+    def receive(self, watch: SipWatch, packet: HepPacket) -> None:
+        """Understand one packet. Raises `InputError` for one that cannot be."""
+        try:
+            watch.feed(packet, self._clock())
+        finally:
+            self._wake.set()
+
+    def is_full(self) -> bool:
+        """Whether so much waits for the store that sources must hold back."""
+        return len(self._changes) + sum(watch.waiting() for watch in self._watches.values()) > MAX_WAITING_CHANGES
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress, and those that ended a short while ago."""
+        return sum(len(watch.tracker.calls) for watch in self._watches.values())
+
+    @property
+    def unmatched(self) -> int:
+        """Calls that matched no line, since the start."""
+        return sum(watch.tracker.counters.unmatched for watch in self._watches.values())
+
+    async def run(self) -> None:
+        """Append what comes, until `stop` was called and nothing waits any more."""
+        while True:
+            if not self._is_stopping:
+                await self._wait()
+            self._collect()
+            if self._changes or self._snapshots:
+                await self._append()
+            elif self._is_stopping:
+                self._idle.set()
+                return
+
+    async def stop(self, grace: timedelta) -> bool:
+        """Append what was understood so far and end `run`; False when the store did not let it within `grace`."""
+        self._is_stopping = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(grace.total_seconds()):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _collect(self) -> None:
+        now = self._clock()
+        for watch in self._watches.values():
+            watch.tick(now)
+            changes, snapshots = watch.take()
+            self._changes += changes
+            for snapshot in snapshots:
+                self._snapshots[snapshot.identity] = snapshot
+            for call in watch.take_unmatched():
+                self._report_unmatched(watch.source, call.caller, call.dialled)
+
+    async def _append(self) -> None:
+        """Until the store has it: nothing that was understood is given up."""
+        changes, snapshots = self._changes, list(self._snapshots.values())
+        while True:
+            try:
+                appended = await self._append_or_isolate(changes, snapshots)
+            except StoreError as error:
+                self._log.error("event.append_failed", error=str(error), events=len(changes))
+                await asyncio.sleep(_STORE_RETRY_S)
+                if self._is_stopping:
+                    return
+            else:
+                break
+        self._changes, self._snapshots = [], {}
+        self.events += appended.events
+        if appended.deliveries:
+            self._offer(appended.deliveries)
+
+    async def _append_or_isolate(self, changes: list[StatusChange], snapshots: list[Snapshot]) -> Appended:
+        """Append a batch; if a bug of ours makes the store refuse it for good, only the calls concerned are lost, loudly."""
+        try:
+            return await self._store.append(changes, snapshots)
+        except IllegalStep as error:
+            if len({change.identity for change in changes} | {snapshot.identity for snapshot in snapshots}) == 1:
+                self._log.critical("call.unacceptable", problem=str(error), events=len(changes))
+                return Appended()
+        events, deliveries = 0, []
+        for identity in dict.fromkeys([c.identity for c in changes] + [s.identity for s in snapshots]):
+            appended = await self._append_or_isolate(
+                [change for change in changes if change.identity == identity],
+                [snapshot for snapshot in snapshots if snapshot.identity == identity],
+            )
+            events += appended.events
+            deliveries += appended.deliveries
+        return Appended(events, deliveries)
+
+    def _report_unmatched(self, source: str, caller: str, dialled: str) -> None:
+        if self._sparingly.admits():
+            self._log.info(
+                "call.unmatched",
+                source=source,
+                caller=self._mask(caller),
+                dialled=self._mask(dialled),
+                unmatched=self.unmatched,
+                held_back=self._sparingly.take_held_back(),
+            )

@@ -1,0 +1,51 @@
+"""Requests: what is written on the wire for one attempt. The part of the head that never changes is made once per callback."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from toque import __version__
+from toque.callbacks.callback import Callback
+from toque.callbacks.delivery import Event
+from toque.callbacks.payload import encode_form
+from toque.callbacks.signature import key_of, sign
+from toque.callbacks.url import TargetUrl, parse_url
+from toque.sending.transport import Post
+
+
+class RequestWriter:
+    """Writes the posts of one callback as it is registered now; make a new one when the registration changes."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+        self.url: TargetUrl = replace(parse_url(callback.url), credentials=callback.credentials)
+        self._keys = tuple(key_of(secret) for secret in callback.secrets)
+        authorization = self.url.authorization
+        lines = (
+            f"POST {self.url.target} HTTP/1.1",
+            f"Host: {self.url.host_header}",
+            f"User-Agent: toque/{__version__}",
+            "Accept: */*",
+            "Content-Type: application/x-www-form-urlencoded",
+            *([f"Authorization: {authorization}"] if authorization else []),
+        )
+        self._prefix = "\r\n".join(lines).encode("ascii")
+
+    def write(self, event: Event, now: datetime) -> Post:
+        """One attempt at this event, signed at `now` with every secret that is valid then."""
+        return self.write_payload(event.id, event.payload, now)
+
+    def write_payload(self, event_id: str, payload: str, now: datetime) -> Post:
+        """The same for a payload that is not an event of the store's (a test post)."""
+        body = encode_form(payload)
+        timestamp = int(now.timestamp())
+        keys = self._keys[: len(self.callback.secrets_at(now))]
+        head = b"%s\r\nContent-Length: %d\r\nwebhook-id: %s\r\nwebhook-timestamp: %d\r\nwebhook-signature: %s\r\n\r\n" % (
+            self._prefix,
+            len(body),
+            event_id.encode("ascii"),
+            timestamp,
+            sign(keys, event_id, timestamp, body).encode("ascii"),
+        )
+        return Post(self.url, head, body)

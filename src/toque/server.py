@@ -1,0 +1,324 @@
+"""The composition root: builds the parts, lets each live in one TaskGroup, and stops them in order.
+
+    HEP listeners -> Intake (watches) -> Store.append -> Dispatcher -> Transport -> the customer's URL
+    HTTP API -> Store, Directory                             ^------ Store.settle <---'
+
+Stopping goes the same way: first nothing more comes in, then what was understood is made durable, then the posts under way end
+and are settled, then the store closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+import uvicorn
+
+from toque import __version__
+from toque.callbacks.callback import Registry
+from toque.callbacks.payload import PayloadWriter
+from toque.calls.lines import LineBook
+from toque.calls.sip_watch import SipWatch
+from toque.calls.tracker import Patience
+from toque.directory import Directory
+from toque.errors import SettingsError, StoreError
+from toque.intake import Intake
+from toque.sending.dispatcher import Dispatcher
+from toque.sending.guard import Guard
+from toque.sending.transport import Transport
+from toque.settings import Settings
+from toque.sources.hep import HepListener
+from toque.store.sqlite import SqliteStore, utc_now
+from toque.telemetry import mask_number
+from toque.web.access import Access
+from toque.web.app import make_app
+from toque.web.directcall import Deployment, DirectcallApi
+
+_HEALTH_AGE = timedelta(seconds=1)  # a health answer is at most this old, so that probes cost no fsync each
+_HTTP_GRACE_S = 5  # for requests under way when the server stops
+_INTAKE_GRACE = timedelta(seconds=10)
+_KEEP_ALIVE_S = 65  # longer than a reverse proxy's usual 60, so that the proxy is the one that closes
+
+
+def open_store(settings: Settings) -> SqliteStore:
+    """The store that the settings name. Raises `SettingsError`."""
+    return SqliteStore(settings.store, PayloadWriter(settings.time_zone), secret_key=settings.secret_key)
+
+
+def callback_tls(settings: Settings) -> ssl.SSLContext:
+    """How callbacks' servers are verified: the system's authorities and the operator's. Raises `SettingsError`."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if settings.ca_file is not None:
+        try:
+            context.load_verify_locations(settings.ca_file)
+        except (ssl.SSLError, OSError) as error:
+            raise SettingsError("ca_file", str(settings.ca_file), f"cannot be read as PEM: {error}") from None
+    return context
+
+
+def make_transport(settings: Settings) -> Transport:
+    """The transport that the settings describe."""
+    return Transport(
+        Guard(settings.allow_networks),
+        ssl_context=callback_tls(settings),
+        connect_timeout_s=settings.connect_timeout.total_seconds(),
+        attempt_timeout_s=settings.attempt_timeout.total_seconds(),
+    )
+
+
+@dataclass(slots=True)
+class _Health:
+    """The last probe of the store."""
+
+    probe: Callable[[], Any]
+    clock: Callable[[], datetime]
+    at: datetime | None = None
+    problem: str | None = None
+
+    async def check(self) -> str | None:
+        """What is wrong with the store, or None."""
+        now = self.clock()
+        if self.at is None or now - self.at > _HEALTH_AGE:
+            self.at = now
+            try:
+                async with asyncio.timeout(_HTTP_GRACE_S):
+                    await self.probe()
+                self.problem = None
+            except StoreError as error:
+                self.problem = str(error)
+            except TimeoutError:
+                self.problem = "the store does not answer"
+        return self.problem
+
+
+class Server:
+    """One toque server: `async with` opens everything, `run` lives until `stop`."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._log = structlog.get_logger("toque.server")
+        self._stop = asyncio.Event()
+        self._exits = contextlib.AsyncExitStack()
+        self.listeners: list[HepListener] = []
+        self.http_port = 0
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as exits:
+            await self._open(exits)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._exits.aclose()
+
+    async def _open(self, exits: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
+        self.store = open_store(settings)
+        exits.push_async_callback(self.store.close)
+        self.store.lock()
+        self.transport = await exits.enter_async_context(make_transport(settings))
+        self.dispatcher = Dispatcher(
+            self.transport,
+            self.store.settle,
+            self.store.disable_callback,
+            clock=self._clock,
+            chance=random.random,
+            concurrency=settings.concurrency,
+            callback_concurrency=settings.callback_concurrency,
+        )
+        mask = (lambda number: number) if settings.log_numbers else mask_number
+        self.intake = Intake(self.store, self.dispatcher.offer, clock=self._clock, mask=mask)
+        self.directory = Directory(self.store)
+        self.directory.follow(self._apply_lines)
+        self.directory.follow(self.dispatcher.apply)
+        self._add_sources()
+        await self.directory.refresh()
+        calls = await self.intake.restore()
+        deliveries = await self._resume_deliveries()
+        await self._open_http(exits)
+        for listener in self.listeners:
+            exits.push_async_callback(listener.close)
+            await listener.open()
+        self._log.info(
+            "server.started",
+            version=__version__,
+            store=str(settings.store),
+            http=f"{settings.http.host}:{self.http_port}",
+            calls=calls,
+            deliveries=deliveries,
+        )
+
+    def _add_sources(self) -> None:
+        patience = Patience(answered=self.settings.stale_answered, unanswered=self.settings.stale_unanswered)
+        for source in self.settings.sources:
+            watch = SipWatch(source.name, LineBook(self.settings.country), patience)
+            self.intake.add(watch)
+            self.listeners.append(HepListener(source, partial(self.intake.receive, watch), is_full=self.intake.is_full))
+
+    def _apply_lines(self, registry: Registry) -> None:
+        self.intake.apply(LineBook.of(registry.active_lines(), self.settings.country))
+
+    async def _resume_deliveries(self) -> int:
+        """Offer everything that waited when the last server stopped."""
+        resumed, after = 0, (0, 0)
+        while page := await self.store.pending(after=after):
+            self.dispatcher.offer(page)
+            resumed += len(page)
+            after = (page[-1].event.seq, page[-1].callback_id)
+        return resumed
+
+    # HTTP
+
+    async def _open_http(self, exits: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
+        self._access = Access(
+            await self.store.token_key(),
+            self.directory.current,
+            self._clock,
+            lifetime=settings.token_lifetime,
+            failures=settings.login_failures,
+            window=settings.login_window,
+        )
+        exits.callback(self._access.close)
+        deployment = Deployment(settings.time_zone, settings.max_callbacks, Guard(settings.allow_networks).check_host)
+        api = DirectcallApi(self.store, self._access, deployment, self.directory.current, self.directory.refresh)
+        health = _Health(self.store.ping, self._clock)
+        self._http_socket = self._bind_http()
+        exits.callback(self._http_socket.close)
+        self.http_port = self._http_socket.getsockname()[1]
+        self._http = _HttpServer(self._http_config(make_app(api, partial(self._tell_health, health))))
+
+    def _bind_http(self) -> socket.socket:
+        address = self.settings.http
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listening = socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise SettingsError("http", str(address), f"cannot listen on {address}: {error.strerror}") from None
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(place)
+        except OSError as error:
+            listening.close()
+            raise SettingsError("http", str(address), f"cannot listen on {address}: {error.strerror}") from None
+        return listening
+
+    def _http_config(self, app: Any) -> uvicorn.Config:
+        settings = self.settings
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="off",
+            access_log=False,  # it would show query strings, and tokens in them
+            log_config=None,
+            server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=[str(network) for network in settings.trusted_proxies] or None,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_HTTP_GRACE_S,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        try:
+            config.load()
+        except (ssl.SSLError, OSError) as error:
+            raise SettingsError("tls_certificate", str(settings.tls_certificate), f"cannot be used: {error}") from None
+        return config
+
+    async def _tell_health(self, health: _Health) -> tuple[bool, dict[str, Any]]:
+        problem = await health.check()
+        is_full = self.intake.is_full()
+        told = {
+            "store": problem or "ok",
+            "intake": "full" if is_full else "ok",
+            "calls": self.intake.calls,
+            "unmatched_calls": self.intake.unmatched,
+            "events": self.intake.events,
+            "waiting_deliveries": self.dispatcher.backlog(),
+            "hep_packets": sum(listener.counters.packets for listener in self.listeners),
+            "hep_refused": sum(listener.counters.refused for listener in self.listeners),
+            "hep_dropped": sum(listener.counters.dropped for listener in self.listeners),
+        }
+        return problem is None and not is_full, told
+
+    # Life
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`; then end in order."""
+        async with asyncio.TaskGroup() as parts:
+            http = parts.create_task(self._http.serve([self._http_socket]), name="http")
+            intake = parts.create_task(self.intake.run(), name="intake")
+            others = [
+                parts.create_task(self.dispatcher.run(), name="settling"),
+                parts.create_task(self.directory.run(), name="directory"),
+            ]
+            await self._stop.wait()
+            self._log.info("server.stopping")
+            for listener in self.listeners:
+                await listener.close()
+            self._http.should_exit = True
+            if not await self.intake.stop(_INTAKE_GRACE):
+                self._log.error("server.stopped_early", waiting="intake")
+                intake.cancel()
+            if not await self.dispatcher.drain(self.settings.stop_grace):
+                await self.transport.close()
+                await self.dispatcher.drain(_INTAKE_GRACE)
+            await http
+            for task in others:
+                task.cancel()
+        self._log.info("server.stopped", deliveries_waiting=self.dispatcher.backlog())
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn in our own loop: signals are not its business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Leave the signals to us."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Server]:
+    """A server that runs in the background of the block and is stopped in order at its end."""
+    async with Server(settings) as server:
+        task = asyncio.create_task(server.run(), name="server")
+        try:
+            yield server
+        finally:
+            server.stop()
+            await task
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. A second signal ends the process at once, which is safe as a crash is."""
+    loop = asyncio.get_running_loop()
+    async with Server(settings) as server:
+
+        def asked_to_stop() -> None:
+            server.stop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked_to_stop)
+        await server.run()
