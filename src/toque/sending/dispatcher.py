@@ -353,6 +353,12 @@ class Dispatcher:
         self._arm()
         self._pump()
 
+    async def settled(self) -> None:
+        """Wait until no attempt is under way and every outcome is durable."""
+        while self._in_flight or self._outbox or self._is_settling:
+            self._quiet.clear()
+            await self._quiet.wait()
+
     # Stopping
 
     async def drain(self, grace: timedelta) -> bool:
@@ -369,7 +375,7 @@ class Dispatcher:
         return True
 
     def _note_quiet(self) -> None:
-        if self._is_stopping and not (self._in_flight or self._outbox or self._is_settling):
+        if not (self._in_flight or self._outbox or self._is_settling):
             self._quiet.set()
 
 

@@ -1,0 +1,53 @@
+# Everything a newcomer needs: `make demo` and `make test` set up what they use by themselves. `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types imports format diagrams build smoke clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv with toque and everything for its tests
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is needed (Debian: apt-get install python3.11 python3.11-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $(STAMP)
+
+demo: setup ## replay recorded SIP calls and watch the callbacks arrive
+	@$(BIN)/toque demo $(DEMO)
+
+test: setup ## all tests; those whose programs are missing skip and say so
+	$(BIN)/python -m pytest $(TESTS)
+
+check: lint types imports ## everything that reads the code without running it
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup ## import-linter: the rooms and which way their arrows point
+	$(BIN)/lint-imports
+
+format: setup ## put the code into ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: setup ## the wheel and the source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+
+smoke: build ## install the wheel in a fresh environment and run the demo from it
+	rm -rf build/smoke && $(PYTHON) -m venv build/smoke
+	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build/smoke && bin/toque --version && bin/toque demo --speed 4 --json
+
+clean: ## remove what was made
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
