@@ -29,9 +29,10 @@ from toque.calls.lines import Line, parse_line
 from toque.errors import InputError, SettingsError, StoreError
 from toque.settings import OPTIONS, Settings, flag_of, load_settings
 from toque.store.sqlite import SqliteStore, utc_now
-from toque.telemetry import set_up_logs
+from toque.telemetry import printable, set_up_logs
 
 _CLIENT_ID_BYTES = 8
+_MAX_PIN_CHARACTERS = 100
 T = TypeVar("T")
 
 app = App(
@@ -102,7 +103,7 @@ def _show(result: Any, *, as_json: bool, human: Callable[[Console], None]) -> No
     if as_json:
         print(jsonlib.dumps(result, ensure_ascii=False, indent=2))  # noqa: T201 - it is what was asked for
     else:
-        human(Console(highlight=False))
+        human(Console(highlight=False, markup=False, emoji=False, soft_wrap=True))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Callable[[Console], None]:
@@ -114,8 +115,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) 
         for column in columns:
             table.add_column(column, overflow="fold")  # codes are for copying: never shortened
         for row in rows:
-            table.add_row(*row)
-        console.print(table)
+            table.add_row(*map(printable, row))
+        console.print(table, soft_wrap=False)
 
     return show
 
@@ -172,8 +173,8 @@ def client_add(name: str, *, json: Json = False, flags: _StoreFlags = None) -> N
 
 def _show_credentials(client_id: str, secret: str, *, as_json: bool) -> None:
     def human(console: Console) -> None:
-        console.print(f"client_id      {client_id}", soft_wrap=True)
-        console.print(f"client_secret  {secret}", soft_wrap=True)
+        console.print(f"client_id      {client_id}")
+        console.print(f"client_secret  {secret}")
         console.print("The secret is shown this once.", style="dim")
 
     _show({"client_id": client_id, "client_secret": secret}, as_json=as_json, human=human)
@@ -290,8 +291,8 @@ def line_add(client_id: str, pin: str, *numbers: str, json: Json = False, flags:
 
 
 def _parsed(client_id: str, pin: str, numbers: Sequence[str], settings: Settings) -> list[Line]:
-    if not pin.strip() or not pin.isprintable():
-        msg = "a pin has printable characters"
+    if not 0 < len(pin) <= _MAX_PIN_CHARACTERS or not pin.isprintable() or pin != pin.strip():
+        msg = f"a pin has 1 to {_MAX_PIN_CHARACTERS} printable characters, no blank first or last"
         raise InputError(msg)
     return [parse_line(client_id, pin, number, settings.country) for number in numbers]
 
@@ -363,7 +364,7 @@ def callback_test(code: str, *, json: Json = False, flags: _TestFlags = None) ->
 
     is_well, answer, took_ms = _run(work())
     result = {"code": code, "url": callback.url, "delivered": is_well, "answer": answer, "took_ms": round(took_ms, 1)}
-    _show(result, as_json=json, human=lambda c: c.print(f"{callback.url}: {answer} ({took_ms:.0f} ms)"))
+    _show(result, as_json=json, human=lambda c: c.print(printable(f"{callback.url}: {answer} ({took_ms:.0f} ms)")))
     if not is_well:
         sys.exit(1)
 
@@ -381,19 +382,21 @@ def callback_rotate(code: str, *, json: Json = False, flags: _StoreFlags = None)
     if secret is None:
         msg = f"there is no callback {code!r}"
         raise _NotDone(msg)
-    _show({"code": code, "secret": secret}, as_json=json, human=lambda c: c.print(f"secret  {secret}", soft_wrap=True))
+    _show({"code": code, "secret": secret}, as_json=json, human=lambda c: c.print(f"secret  {secret}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and end the process with its exit code."""
     try:
-        app(arguments, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
-        sys.exit(2)
-    except (SettingsError, InputError) as error:
+        app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except (cyclopts.CycloptsError, SettingsError, InputError) as error:
         _fail(error, 2)
     except (_NotDone, StoreError) as error:
         _fail(error, 1)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except asyncio.CancelledError:
@@ -402,5 +405,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    print(f"toque: {error}", file=sys.stderr)  # noqa: T201 - the operator reads it
+    print(f"toque: {printable(' '.join(str(error).split()))}", file=sys.stderr)  # noqa: T201 - the operator reads it
     sys.exit(code)

@@ -23,6 +23,8 @@ DEFAULT_FILE = Path("toque.toml")
 MIN_KEY_CHARACTERS = 16
 ENVIRONMENT_PREFIX = "TOQUE_"
 Network = IPv4Network | IPv6Network
+_HOST = re.compile(r"[A-Za-z0-9_:.%-]{1,253}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?", re.ASCII)
 _UNITS_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _KINDS_TO_COME = ("ami", "esl")
@@ -138,9 +140,16 @@ def _list(value: Any) -> list[str]:
 def _address(value: Any) -> Address:
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+    if not colon or not _is_host(host) or not _PORT.fullmatch(port) or int(port) > 65_535:
         raise _Unusable("must be an address and a port such as 127.0.0.1:8080 (port 0: any free one)")
     return Address(host, int(port))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return _HOST.fullmatch(text) is not None and bool(text.encode("idna"))  # as the socket module will read it
+    except UnicodeError:
+        return False
 
 
 def _store(value: Any) -> Path:
@@ -150,7 +159,8 @@ def _store(value: Any) -> Path:
     path = text.removeprefix("sqlite:")
     if path.startswith("///"):
         path = path[2:]
-    if path != text and path and not path.startswith("//") and not path.endswith("/"):
+    # ":memory:" would be another database for each connection.
+    if path != text and path and path.isprintable() and not path.startswith(("//", ":")) and not path.endswith("/"):
         return Path(path)
     raise _Unusable("must be sqlite:///absolute/path or sqlite:relative/path")
 
@@ -164,7 +174,7 @@ def _zone(value: Any) -> ZoneInfo:
 
 def _country(value: Any) -> str:
     text = str(value)
-    if not re.fullmatch(r"[1-9]\d{0,2}", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", text):
         raise _Unusable("must be a country's calling code such as 55")
     return text
 
@@ -284,7 +294,8 @@ def _read(name: str, value: Any, source: str) -> Any:
     try:
         return option.read(value)
     except _Unusable as error:
-        shown = "" if option.is_secret or not isinstance(value, str | int | float) else f"{value!r} "
+        # What has no flag is a secret or holds some.
+        shown = f"{value!r} " if option.has_flag and isinstance(value, str | int | float) else ""
         raise SettingsError(name, source, f"{shown}{error}") from None
 
 
@@ -333,7 +344,7 @@ def _source(table: Mapping[str, Any], number: int, origin: str) -> HepSource:
     if kind in _KINDS_TO_COME:
         raise SettingsError(f"{where}.kind", origin, f"{kind!r} is not in this version; allowed is hep")
     if kind != "hep":
-        raise SettingsError(f"{where}.kind", origin, f"{kind!r} must be hep")
+        raise SettingsError(f"{where}.kind", origin, "must be given; allowed is hep" if kind is None else f"{kind!r} must be hep")
     unknown = next((key for key in table if key not in _SOURCE_KEYS), None)
     if unknown is not None:
         raise SettingsError(f"{where}.{unknown}", origin, f"there is no such setting; allowed are {', '.join(_SOURCE_KEYS)}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, MutableMapping
+from typing import Any, TextIO
 
 import structlog
 
-_DIGITS_SHOWN = 8  # country, area code and the first digits of the subscriber
-_DIGITS_HIDDEN = 4
+# Eight digits are a subscriber's number without its area code; what has fewer is an extension. People write separators.
+_NUMBER = re.compile(r"\d(?:[ .()-]{0,2}\d){7,}")
+_LAST_FOUR_DIGITS = re.compile(r"\d(?=(?:\D*\d){0,3}\Z)")
 
 
 def set_up_logs(*, form: str, level: str, stream: TextIO | None = None) -> None:
@@ -20,6 +22,7 @@ def set_up_logs(*, form: str, level: str, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _printable,
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: structlog.typing.Processor = (
@@ -48,12 +51,22 @@ def set_up_logs(*, form: str, level: str, stream: TextIO | None = None) -> None:
     )
 
 
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what is not printable: strangers' texts may neither begin lines of their own nor steer a terminal."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = printable(value)
+    return event
+
+
+def printable(text: str) -> str:
+    """The text with everything else than printable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def mask_number(number: str) -> str:
-    """A telephone number as logs show it: `55413060****`. Short extensions and names are not masked."""
-    if not number.lstrip("+").isdecimal() or len(number) <= _DIGITS_SHOWN:
-        return number
-    kept = max(len(number) - _DIGITS_HIDDEN, 0)
-    return number[:kept] + "*" * (len(number) - kept)
+    """A telephone number as logs show it, `55413060****`, also inside an address; short extensions and names stay."""
+    return _NUMBER.sub(lambda found: _LAST_FOUR_DIGITS.sub("*", found[0]), number)
 
 
 class Sparingly:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+import msgspec
+
 from toque.calls.model import Status
 
 RETRIES = (
@@ -26,6 +28,7 @@ RETRIES = (
     timedelta(hours=1),  # and so on
 )
 JITTER = 0.1  # of each wait, either way
+SHORTEST_RETRY_AFTER = RETRIES[0]  # who asks to be tried again at once, and fails at once, would be tried without end
 DEADLINE = timedelta(hours=24)  # after acceptance
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 UNWELCOME = frozenset({400, 413, 422})  # the receiver refuses this event, not its sender
@@ -42,8 +45,7 @@ class DeliveryState(StrEnum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):  # made by the ten thousand: a frozen dataclass takes twenty times as long
     """One status change as told to one client. `seq` is the store's own order; `sequence` counts within the side."""
 
     seq: int
@@ -73,8 +75,7 @@ class Delivery:
         return (self.callback_id, self.event.callerid, self.event.direction, self.event.pin)
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How a delivery stands after an attempt. `outcome` is a short text for people."""
 
     event_seq: int
@@ -133,14 +134,18 @@ def judge(
 
 
 def parse_retry_after(text: str, now: datetime) -> timedelta | None:
-    """A Retry-After header's wait, at most an hour: seconds or an HTTP date (RFC 9110, 10.2.3). None when unreadable."""
+    """A Retry-After header's wait: seconds or an HTTP date (RFC 9110, 10.2.3). None when unreadable.
+
+    It is a second at least and an hour at most.
+    """
     text = text.strip()
     if text.isascii() and text.isdecimal():
-        return min(timedelta(seconds=min(int(text[:9]), 10**8)), LONGEST_RETRY_AFTER)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return min(max(moment - now, timedelta()), LONGEST_RETRY_AFTER)
+        digits = text.lstrip("0")
+        asked = LONGEST_RETRY_AFTER if len(digits) > 4 else timedelta(seconds=int(digits or "0"))
+    else:
+        try:
+            moment = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        asked = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - now
+    return min(max(asked, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)

@@ -30,9 +30,14 @@ _PLAIN_SIP = _BUSY_SIP | _REJECTED_SIP | _INVALID_SIP
 _RETRIABLE_SIP = frozenset({401, 407, 413, 415, 416, 420, 421, 422, 428, 494})
 
 
-def is_retriable(sip: int) -> bool:
+def is_plain(sip: int | None) -> bool:
+    """Whether this SIP code says by itself what happened."""
+    return sip in _PLAIN_SIP
+
+
+def is_retriable(sip: int | None) -> bool:
     """Whether a refusal with this SIP code is often followed by another try within the same call."""
-    return 300 <= sip < 400 or sip in _RETRIABLE_SIP
+    return sip is not None and (300 <= sip < 400 or sip in _RETRIABLE_SIP)
 
 
 def word_for(cause: Cause, *, rang: bool) -> Status:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from toque.errors import InputError
@@ -25,15 +26,19 @@ _MAX_INFLATED_BYTES = 262_144  # a compressed payload larger than four packets i
 _HEP1, _HEP2 = 1, 2
 _HEP1_HEADER = struct.Struct("!BBBBHH")
 _HEP2_TIME = struct.Struct("<IIHH")  # written in the sender's byte order, in practice little-endian
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class HepError(InputError):
     """The bytes are not a HEP packet."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HepPacket:
-    """One mirrored message. `at` is None where the sender gave no time (HEPv1). Addresses are `host:port` texts."""
+    """One mirrored message. `at` is None where the sender gave no time (HEPv1). Addresses are `host:port` texts.
+
+    A value, not frozen only because freezing costs a microsecond for every message.
+    """
 
     payload: bytes
     protocol: int
@@ -140,8 +145,8 @@ def _inflate(data: bytes) -> bytes:
     except zlib.error as error:
         msg = f"HEP3 payload cannot be decompressed: {error}"
         raise HepError(msg) from None
-    if inflater.unconsumed_tail:
-        msg = f"HEP3 payload is larger than {_MAX_INFLATED_BYTES} bytes when decompressed"
+    if not inflater.eof:
+        msg = f"HEP3 payload is cut short, or larger than {_MAX_INFLATED_BYTES} bytes when decompressed"
         raise HepError(msg)
     return payload
 
@@ -150,19 +155,20 @@ def _moment(seconds: int, microseconds: int) -> datetime | None:
     if seconds == 0:
         return None
     try:
-        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=min(microseconds, 999_999))
-    except (OverflowError, ValueError, OSError):
+        return _EPOCH + timedelta(seconds=seconds, microseconds=min(microseconds, 999_999))
+    except OverflowError:
         return None
 
 
 def _address(host: bytes, port: bytes) -> str:
-    match len(host):
-        case 4:
-            text = ".".join(map(str, host))
-        case 16:
-            text = f"[{IPv6Address(host)}]"
-        case _:
-            text = ""
+    if len(port) != 2 or len(host) not in (_IPV4_BYTES, _IPV6_BYTES):
+        return ""
+    return _address_text(host, port)
+
+
+@lru_cache(maxsize=4096)  # a switch speaks with the same few all day
+def _address_text(host: bytes, port: bytes) -> str:
+    text = ".".join(map(str, host)) if len(host) == _IPV4_BYTES else f"[{IPv6Address(host)}]"
     return f"{text}:{int.from_bytes(port, 'big')}"
 
 

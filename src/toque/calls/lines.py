@@ -67,6 +67,9 @@ def parse_line(client_id: str, pin: str, text: str, country: str = DEFAULT_COUNT
         if not prefix or "*" in prefix:
             msg = f"{text!r}: a prefix is its first characters and one * at the end"
             raise InputError(msg)
+        if prefix.startswith("0"):
+            msg = f"{text!r}: a prefix has international form ({country}800*); extensions that begin with 0 need a pattern"
+            raise InputError(msg)
         return Line(client_id, pin, LineKind.PREFIX, prefix)
     if "*" in number:
         msg = f"{text!r}: * is allowed at the end only; write a pattern as ~ and a regular expression"
@@ -153,7 +156,7 @@ class LineBook:
 
     def owner(self, number: str) -> Owner | None:
         """Whose number this is, in whatever form it was dialled."""
-        if not number:
+        if not number or len(number) > MAX_LINE_CHARACTERS:  # longer ones are made to fill our memory
             return None
         return self._owner_of(normalise(number, self.country))
 

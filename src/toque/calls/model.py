@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Status(StrEnum):
@@ -59,8 +60,7 @@ class Cause:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallIdentity:
+class CallIdentity(NamedTuple):
     """What one switch calls a call: the source's name and the call's first identity there (for SIP: Call-ID and From-tag)."""
 
     source: str
@@ -70,7 +70,8 @@ class CallIdentity:
 class SignalKind(StrEnum):
     """What a source can say about a call. Every switch's reader speaks these words and no others."""
 
-    BEGAN = "began"  # the caller's leg begins (again, when a challenge or a redirection is followed)
+    BEGAN = "began"  # the caller's leg begins
+    BEGAN_AGAIN = "began_again"  # the caller follows a challenge or a redirection, or calls under the same name again
     LEG_BEGAN = "leg_began"  # the switch calls somebody on the caller's behalf
     RINGING = "ringing"
     PICKED_UP = "picked_up"  # the switch itself answered: an IVR, a queue, an announcement
@@ -79,11 +80,12 @@ class SignalKind(StrEnum):
     LEG_CANCELLED = "leg_cancelled"  # the switch stopped calling this leg
     LEG_ENDED = "leg_ended"  # a called leg ended unanswered
     REFUSED = "refused"  # the caller's leg was told that the attempt failed
+    LEG_HUNG_UP = "leg_hung_up"  # one of several answered legs ended
     HUNG_UP = "hung_up"  # the caller's last leg ended after an answer
     SEEN = "seen"  # the call is alive; nothing changed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # a value, not frozen only because freezing costs a microsecond for every message
 class Signal:
     """One thing a source saw about one leg.
 

@@ -8,34 +8,34 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from urllib.parse import unquote
 
 from toque.calls.model import Cause
 from toque.errors import InputError
 
 MAX_MESSAGE_BYTES = 262_144  # nothing that a switch mirrors is near this
-_REQUEST = re.compile(r"([A-Z]{2,16}) +([^ ]+) +SIP/2\.0\s*$", re.IGNORECASE)
-_RESPONSE = re.compile(r"SIP/2\.0 +(\d{3})(?: +(.*))?$", re.IGNORECASE)
+_MAX_VIAS = 70  # RFC 3261's Max-Forwards; more are made up
+_MAX_ASSERTED = 2  # RFC 3325, 9.1
+_REQUEST = re.compile(r"([A-Z]{2,16}) +([^ ]+) +SIP/2\.0 *$", re.IGNORECASE | re.ASCII)
+_RESPONSE = re.compile(r"SIP/2\.0 +([1-6]\d\d)(?: +(.*))?$", re.IGNORECASE | re.ASCII)
+_FOLD = re.compile(r"\r?\n[ \t]+")
 _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s>]+)", re.IGNORECASE)
 _ROUTE_TAG = re.compile(r"[;?]ftag=([^;>,\s]+)")  # Kamailio's rr module leaves the caller's tag in its route (append_fromtag)
-_Q850 = re.compile(r"Q\.850\s*(?:;[^,]*?)?;\s*cause\s*=\s*(\d{1,3})", re.IGNORECASE)
-_REASON_SIP = re.compile(r"SIP\s*(?:;[^,]*?)?;\s*cause\s*=\s*(\d{3})", re.IGNORECASE)
+_CAUSE = re.compile(r";\s*cause\s*=\s*(\d{1,3})(?!\d)", re.IGNORECASE | re.ASCII)
 _REASON_TEXT = re.compile(r'text\s*=\s*"([^"]*)"', re.IGNORECASE)
 _HIGHEST_Q850 = 127
+_LONGEST_KEPT = 300  # characters; a longer From is made to fill our memory
 
-_NAMES = {
-    "via": "via", "v": "via",
-    "from": "from", "f": "from",
-    "to": "to", "t": "to",
-    "call-id": "call-id", "i": "call-id",
-    "cseq": "cseq",
-    "reason": "reason",
-    "content-type": "content-type", "c": "content-type",
-    "p-asserted-identity": "p-asserted-identity",
-    "route": "route",
-}  # fmt: skip
-_LISTS = frozenset({"via", "reason", "p-asserted-identity", "route"})  # headers whose repetitions add up
+_LONG_NAMES = {"v": "via", "f": "from", "t": "to", "i": "call-id", "c": "content-type"}  # RFC 3261, 7.3.3
+_READ = ("Via", "From", "To", "Call-ID", "CSeq", "Reason", "Content-Type", "P-Asserted-Identity", "Route")
+_PASSED_OVER = (  # named here only because nearly every message has them
+    "Max-Forwards", "Contact", "Content-Length", "Record-Route", "User-Agent", "Server", "Allow", "Supported", "Expires",
+)  # fmt: skip
+_AS_USUALLY_WRITTEN: dict[str, str | None] = {name: name.lower() for name in _READ} | dict.fromkeys(_PASSED_OVER)
+_NAMES = {name.lower(): name.lower() for name in _READ} | _LONG_NAMES
 
 
 class SipError(InputError):
@@ -70,42 +70,51 @@ class SipMessage:
         """Whether this is a request."""
         return self.status == 0
 
+    @property
+    def is_success(self) -> bool:
+        """Whether this is a 2xx response."""
+        return 200 <= self.status < 300
+
 
 def parse_sip(data: bytes) -> SipMessage:
     """Read one message. Raises `SipError`."""
     if len(data) > MAX_MESSAGE_BYTES:
         msg = f"SIP message of {len(data)} bytes"
         raise SipError(msg)
+    data = data.lstrip(b"\r\n")  # keep-alives before the message (RFC 3261, 7.5)
     head, separator, body = data.partition(b"\r\n\r\n")
     if not separator:
         head, _, body = data.partition(b"\n\n")
-    text = head.decode("utf-8", "replace").lstrip("\r\n")
-    first, _, rest = text.partition("\n")
-    headers = _headers(rest)
+    first, _, rest = head.decode("utf-8", "replace").partition("\n")
     method, status, phrase, request_uri = _start_line(first.rstrip("\r"))
-    cseq, cseq_method = _cseq(headers.get("cseq", ""))
-    call_id = headers.get("call-id", "")
+    headers = _headers(rest)
+    cseq, cseq_method = _cseq(headers.get("cseq", _NO_VALUE)[0])
+    call_id = headers.get("call-id", _NO_VALUE)[0]
     if not call_id:
         msg = "SIP message without a Call-ID"
         raise SipError(msg)
-    from_value, to_value = headers.get("from", ""), headers.get("to", "")
+    from_user, from_tag = _party(headers.get("from", _NO_VALUE)[0])
+    to_user, to_tag = _party(headers.get("to", _NO_VALUE)[0])
     return SipMessage(
         method=cseq_method if status else method,
         status=status,
         phrase=phrase,
         call_id=call_id,
         cseq=cseq,
-        from_user=user_of(_uri(from_value)),
-        from_tag=_tag(from_value),
-        to_user=user_of(_uri(to_value)),
-        to_tag=_tag(to_value),
-        request_user=user_of(request_uri),
-        branches=_branches(headers.get("via", "")),
-        asserted_users=_asserted(headers.get("p-asserted-identity", "")),
-        has_sdp=bool(body) and "application/sdp" in headers.get("content-type", "").lower(),
+        from_user=from_user,
+        from_tag=from_tag,
+        to_user=to_user,
+        to_tag=to_tag,
+        request_user=user_of(request_uri) if request_uri else "",
+        branches=_branches(headers.get("via", [])),
+        asserted_users=_asserted(headers["p-asserted-identity"]) if "p-asserted-identity" in headers else (),
+        has_sdp=bool(body) and _is_sdp(headers.get("content-type", _NO_VALUE)[0], body),
         cause=_reason(headers["reason"]) if "reason" in headers else None,
-        route_tag=_route_tag(headers.get("route", "")),
+        route_tag=_route_tag(headers["route"]) if "route" in headers else "",
     )
+
+
+_NO_VALUE = [""]
 
 
 def _start_line(line: str) -> tuple[str, int, str, str]:
@@ -119,26 +128,20 @@ def _start_line(line: str) -> tuple[str, int, str, str]:
     raise SipError(msg)
 
 
-def _headers(text: str) -> dict[str, str]:
-    """The headers we read, by their long lower-case names; of those that do not add up, the first counts."""
-    found: dict[str, str] = {}
-    name: str | None = None
-    for raw in text.split("\n"):
-        line = raw.rstrip("\r")
-        if line[:1] in (" ", "\t"):
-            if name is not None:
-                found[name] += " " + line.strip()
+def _headers(text: str) -> dict[str, list[str]]:
+    """The values of the headers that we read, by their long lower-case names. Where one value is meant, the first counts."""
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    found: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        name, colon, value = line.partition(":")
+        key = _AS_USUALLY_WRITTEN[name] if name in _AS_USUALLY_WRITTEN else _NAMES.get(name.strip().lower())
+        if key is None or not colon:
             continue
-        key, colon, value = line.partition(":")
-        name = _NAMES.get(key.strip().lower()) if colon else None
-        if name is None:
-            continue
-        if name not in found:
-            found[name] = value.strip()
-        elif name in _LISTS:
-            found[name] += ", " + value.strip()
+        if key in found:
+            found[key].append(value.strip())
         else:
-            name = None
+            found[key] = [value.strip()]
     return found
 
 
@@ -150,11 +153,19 @@ def _cseq(value: str) -> tuple[int, str]:
     return int(number), method.strip().upper()
 
 
-def _branches(via: str) -> tuple[str, ...]:
-    if "," not in via:
-        found = _BRANCH.search(via)
-        return (found[1],) if found else ()
-    return tuple(found[1] if (found := _BRANCH.search(hop)) else "" for hop in via.split(","))
+def _branches(vias: list[str]) -> tuple[str, ...]:
+    hops = ",".join(vias).split(",", _MAX_VIAS)[:_MAX_VIAS] if vias else vias
+    return tuple([found[1] if (found := _BRANCH.search(hop)) else "" for hop in hops])
+
+
+def _party(value: str) -> tuple[str, str]:
+    """User and tag of a From or To header. All messages of a call have the same few, so they are read once."""
+    return _read_party(value) if len(value) <= _LONGEST_KEPT else _read_party.__wrapped__(value)
+
+
+@lru_cache(maxsize=8192)
+def _read_party(value: str) -> tuple[str, str]:
+    return user_of(_uri(value)), _tag(value)
 
 
 def _uri(value: str) -> str:
@@ -197,24 +208,34 @@ def user_of(uri: str) -> str:
 _VISUAL_SEPARATORS = str.maketrans("", "", "-.()")
 
 
-def _asserted(value: str) -> tuple[str, ...]:
-    if not value:
-        return ()
-    users = (user_of(_uri(part.strip())) for part in value.split(","))
-    return tuple(user for user in users if user)
+def _asserted(values: list[str]) -> tuple[str, ...]:
+    users = (user_of(_uri(part.strip())) for part in ",".join(values).split(","))
+    return tuple(islice(filter(None, users), _MAX_ASSERTED))
 
 
-def _route_tag(value: str) -> str:
-    found = _ROUTE_TAG.search(value)
+def _is_sdp(content_type: str, body: bytes) -> bool:
+    kind = content_type.lower()
+    # Carriers put SDP beside ISUP (RFC 3204).
+    return "application/sdp" in kind or (kind.startswith("multipart/") and b"application/sdp" in body.lower())
+
+
+def _route_tag(values: list[str]) -> str:
+    found = next(filter(None, map(_ROUTE_TAG.search, values)), None)
     return found[1] if found else ""
 
 
-def _reason(value: str) -> Cause | None:
-    q850, sip, text = _Q850.search(value), _REASON_SIP.search(value), _REASON_TEXT.search(value)
-    cause_value = int(q850[1]) if q850 else None
-    if cause_value is not None and cause_value > _HIGHEST_Q850:
-        cause_value = None
-    code = int(sip[1]) if sip else None
-    if cause_value is None and code is None:
+def _reason(values: list[str]) -> Cause | None:
+    """What the Reason headers say (RFC 3326): one value for each protocol, of which we know two."""
+    causes: dict[str, int] = {}
+    for part in ",".join(values).split(","):
+        protocol, _, _ = part.partition(";")
+        found = _CAUSE.search(part)
+        if found:
+            causes.setdefault(protocol.strip().upper(), int(found[1]))
+    sip, q850 = causes.get("SIP"), causes.get("Q.850")
+    if q850 is not None and q850 > _HIGHEST_Q850:
+        q850 = None
+    if sip is None and q850 is None:
         return None
-    return Cause(sip=code, q850=cause_value, text=text[1] if text else None)
+    text = next(filter(None, map(_REASON_TEXT.search, values)), None)
+    return Cause(sip=sip, q850=q850, text=text[1] if text else None)

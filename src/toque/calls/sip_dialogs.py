@@ -4,31 +4,37 @@ A proxy mirrors every message once for each hop it takes. The hops of one INVITE
 own transaction is the root, the proxy's are its legs. What the root is told decides when the call ends; the legs say why.
 
 A call is (Call-ID, From-tag of the caller). Requests inside a dialog may come from either party, so both tags are looked up.
+
+Messages are lost, repeated, and overtake each other on their way to us: whatever comes first makes its place in the tree, and the
+INVITE that comes after its own responses still begins the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum, auto
 
 import msgspec
 
 from toque.calls.model import CallIdentity, Cause, Party, Signal, SignalKind
 from toque.calls.sip import SipMessage
 
-_IN_DIALOG = frozenset({"UPDATE", "INFO", "PRACK", "REFER", "NOTIFY", "MESSAGE"})
+_IN_DIALOG = frozenset({"UPDATE", "INFO", "PRACK", "REFER", "NOTIFY", "MESSAGE", "OPTIONS"})
 _DIALOG_GONE = frozenset({408, 481})  # an answer to BYE that ends the dialog as 200 does (RFC 3261, 12.2.1.2)
+_MAX_HOPS = 128  # forks of one INVITE, and their tags: nobody calls more at once, and each costs memory in every snapshot
+_NOTHING: tuple[Signal, ...] = ()
 
 
 @dataclass(slots=True)
 class Hop:
-    """One INVITE transaction: who sent it to whom, and the Via branches below its own."""
+    """One INVITE transaction: who sent it (`host:port`), whom it is to reach, and the Via branches below its own."""
 
-    source: str
-    destination: str
+    client: str
     number: str
     below: tuple[str, ...] = ()
+    is_invited: bool = True  # False while only responses were seen
 
 
 @dataclass(slots=True)
@@ -43,6 +49,7 @@ class Dialog:
     cseq: int = 0
     is_refused: bool = False
     hops: dict[str, Hop] = field(default_factory=dict)
+    passed: set[str] = field(default_factory=set)  # branches of the attempt before this one
     answered_tags: set[str] = field(default_factory=set)  # dialogs that are up, by the called party's tag
     gone_tags: set[str] = field(default_factory=set)
 
@@ -51,14 +58,52 @@ class Dialog:
         """Whether another INVITE must be another attempt."""
         return self.is_refused or (bool(self.gone_tags) and not self.answered_tags)
 
+    @property
+    def was_answered(self) -> bool:
+        """Whether a dialog is or was up."""
+        return bool(self.answered_tags or self.gone_tags)
+
+
+class _Place(Enum):
+    """Where an INVITE transaction stands in the tree."""
+
+    KNOWN = auto()
+    FIRST = auto()  # nothing was seen before
+    LEG = auto()
+    NEARER = auto()  # to the caller than what we took for the root: that is a leg
+    AGAIN = auto()  # the caller's next attempt
+    PASSED = auto()  # of an attempt that the caller has left behind, or one leg too many
+
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Dialog)
 
 
-def _branch_of(message: SipMessage, source: str) -> str:
-    """The transaction's name; senders older than RFC 3261 give no branch, their address and CSeq must do."""
-    return (message.branches[0] if message.branches else "") or f"{source}/{message.cseq}"
+def _transaction(message: SipMessage, client: str) -> str:
+    """The transaction's name; clients older than RFC 3261 give no branch, their address and CSeq must do."""
+    return (message.branches[0] if message.branches else "") or f"{client}/{message.cseq}"
+
+
+def _place(dialog: Dialog, branch: str, message: SipMessage) -> _Place:
+    if branch in dialog.hops:
+        return _Place.KNOWN
+    if branch in dialog.passed:
+        return _Place.PASSED
+    if not dialog.root:
+        return _Place.AGAIN if dialog.is_over and message.is_request else _Place.FIRST
+    return _relation(dialog, branch, message)
+
+
+def _relation(dialog: Dialog, branch: str, message: SipMessage) -> _Place:
+    """How a transaction that is new to us stands to those we know; the first question that is answered yes decides."""
+    if dialog.root in message.branches[1:]:
+        return _Place.LEG if len(dialog.hops) < _MAX_HOPS else _Place.PASSED
+    if branch in dialog.hops[dialog.root].below:
+        return _Place.NEARER
+    if message.cseq > dialog.cseq or (dialog.is_over and message.is_request):
+        return _Place.AGAIN
+    # The same request on a path that shares no Via with the first is a leg as well.
+    return _Place.LEG if message.cseq == dialog.cseq and len(dialog.hops) < _MAX_HOPS else _Place.PASSED
 
 
 class SipDialogs:
@@ -93,26 +138,25 @@ class SipDialogs:
             dialog = _DECODER.decode(state)
             self._dialogs[dialog.call_id, dialog.tag] = dialog
 
-    def read(self, message: SipMessage, at: datetime, source: str, destination: str) -> Iterator[Signal]:
+    def read(self, message: SipMessage, at: datetime, source: str, destination: str) -> Sequence[Signal]:
         """The signals that one message gives; most give none or one. Addresses are `host:port` texts."""
+        signals: Sequence[Signal] = _NOTHING
         match message.method:
+            case "INVITE" if not message.is_request:
+                signals = self._invite_answered(message, at, destination)
+            case "INVITE" if message.to_tag:
+                signals = self._invited_again(message, at)
             case "INVITE":
-                if not message.is_request:
-                    yield from self._invite_answered(message, at, source, destination)
-                elif message.to_tag:
-                    yield from self._invited_again(message, at)
-                else:
-                    yield from self._invited(message, at, source, destination)
-            case "CANCEL":
-                if message.is_request:
-                    yield from self._cancelled(message, at, source)
-            case "BYE":
-                if message.is_request or 200 <= message.status < 300 or message.status in _DIALOG_GONE:
-                    yield from self._hung_up(message, at)
+                signals = self._invited(message, at, source)
+            case "ACK":
+                signals = self._acknowledged(message, at, source)
+            case "CANCEL" if message.is_request or message.is_success:
+                signals = self._cancelled(message, at, source if message.is_request else destination)
+            case "BYE" if message.is_request or message.is_success or message.status in _DIALOG_GONE:
+                signals = self._hung_up(message, at)
             case method if method in _IN_DIALOG:
-                dialog = self._find(message)
-                if dialog is not None:
-                    yield self._signal(dialog, SignalKind.SEEN, at)
+                signals = self._seen(message, at)
+        return signals
 
     # Finding and beginning
 
@@ -130,11 +174,26 @@ class SipDialogs:
         dialog = Dialog(
             call_id=message.call_id,
             tag=message.to_tag if sent_by_callee else message.from_tag,
-            callers=(caller, *(user for user in message.asserted_users if user != caller)),
+            callers=_callers(caller, message),
             dialled=dialled,
         )
         self._dialogs[dialog.call_id, dialog.tag] = dialog
         return dialog
+
+    def _find_or_join(self, message: SipMessage) -> Dialog | None:
+        """The dialog that an in-dialog request belongs to, begun in its middle if need be.
+
+        Who called whom, only the sender's own copy says: it has the caller's tag in its Route, the copy that a proxy sends on
+        has not. A response says nothing that its request did not.
+        """
+        dialog = self._find(message)
+        if dialog is None and message.is_request and (message.route_tag or len(message.branches) < 2):
+            dialog = self._begin(message)
+        return dialog
+
+    def _seen(self, message: SipMessage, at: datetime) -> Sequence[Signal]:
+        dialog = self._find(message)
+        return _NOTHING if dialog is None else (self._signal(dialog, SignalKind.SEEN, at),)
 
     def _signal(
         self,
@@ -161,130 +220,174 @@ class SipDialogs:
 
     # INVITE
 
-    def _invited(self, message: SipMessage, at: datetime, source: str, destination: str) -> Iterator[Signal]:
+    def _invited(self, message: SipMessage, at: datetime, source: str) -> Sequence[Signal]:
         dialog = self._find(message) or self._begin(message)
-        branch = _branch_of(message, source)
-        if branch in dialog.hops:
-            return  # a retransmission
+        branch = _transaction(message, source)
+        place = _place(dialog, branch, message)
+        if place is _Place.PASSED or (place is _Place.KNOWN and dialog.hops[branch].is_invited):
+            return _NOTHING  # a retransmission, or too late to matter
+        old_root = self._join(dialog, place, branch, message)
         number = message.request_user or message.to_user
-        hop = Hop(source, destination, number, message.branches[1:])
-        if dialog.root in hop.below and dialog.root:
-            dialog.hops[branch] = hop
-            yield self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=branch, number=number)
-            return
-        if dialog.root and branch in dialog.hops[dialog.root].below:
-            yield from self._found_above(dialog, branch, hop, at)
-            return
-        if dialog.root and not dialog.is_over and message.cseq <= dialog.cseq:
-            if message.cseq == dialog.cseq:  # the same request on a path that shares no Via with the first
-                dialog.hops[branch] = hop
-                yield self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=branch, number=number)
-            return
-        self._take_root(dialog, message, branch, hop)
-        yield self._signal(dialog, SignalKind.BEGAN, at)
+        dialog.hops[branch] = Hop(source, number, message.branches[1:])
+        if branch != dialog.root:
+            return (self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=branch, number=number),)
+        dialog.cseq = message.cseq
+        dialog.dialled = number
+        dialog.callers = _callers(message.from_user, message)
+        began = self._signal(dialog, SignalKind.BEGAN_AGAIN if place is _Place.AGAIN else SignalKind.BEGAN, at)
+        return (began, *self._demoted(dialog, old_root, at))
 
-    def _take_root(self, dialog: Dialog, message: SipMessage, branch: str, hop: Hop) -> None:
-        dialog.hops = {branch: hop}
-        dialog.root, dialog.cseq = branch, message.cseq
+    @staticmethod
+    def _join(dialog: Dialog, place: _Place, branch: str, message: SipMessage) -> str:
+        """Make the transaction the root if that is its place; gives the root that became a leg by that, or ''."""
+        if place not in (_Place.FIRST, _Place.NEARER, _Place.AGAIN):
+            return ""
+        old_root, dialog.root, dialog.cseq = dialog.root, branch, message.cseq
+        if place is _Place.NEARER:
+            return old_root
+        if place is _Place.AGAIN:
+            dialog.passed = set(dialog.hops)
+            dialog.hops.clear()
+            dialog.answered_tags.clear()
+            dialog.gone_tags.clear()
         dialog.is_refused = False
-        dialog.answered_tags.clear()
-        dialog.gone_tags.clear()
-        dialog.dialled = hop.number
-        dialog.callers = (message.from_user, *(user for user in message.asserted_users if user != message.from_user))
+        return ""
 
-    def _found_above(self, dialog: Dialog, branch: str, hop: Hop, at: datetime) -> Iterator[Signal]:
-        """The hop nearer to the caller was mirrored late: what we took for the root is a leg."""
-        old, dialog.root = dialog.root, branch
-        dialog.hops[branch] = hop
-        dialog.dialled = hop.number
-        yield self._signal(dialog, SignalKind.BEGAN, at)
-        yield self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=old, number=dialog.hops[old].number)
+    def _demoted(self, dialog: Dialog, branch: str, at: datetime) -> Sequence[Signal]:
+        if not branch:
+            return _NOTHING
+        return (self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=branch, number=dialog.hops[branch].number),)
 
-    def _invited_again(self, message: SipMessage, at: datetime) -> Iterator[Signal]:
-        """A re-INVITE: the call goes on. If we never saw it begin, it has been answered (RFC 3261, 14.1)."""
+    def _invited_again(self, message: SipMessage, at: datetime) -> Sequence[Signal]:
+        """A re-INVITE: the call goes on. If we never saw it answered, it has been (RFC 3261, 14.1)."""
+        dialog = self._find_or_join(message)
+        if dialog is None:
+            return _NOTHING
+        tag = message.to_tag if dialog.tag == message.from_tag else message.from_tag
+        if dialog.is_refused or dialog.was_answered:
+            return (self._signal(dialog, SignalKind.SEEN, at),)
+        dialog.answered_tags.add(tag)
+        return (self._signal(dialog, SignalKind.ANSWERED, at),)
+
+    def _invite_answered(self, message: SipMessage, at: datetime, client: str) -> Sequence[Signal]:
+        kind = _kind_of(message)
         dialog = self._find(message)
-        if dialog is not None:
-            yield self._signal(dialog, SignalKind.SEEN, at)
-            return
-        dialog = self._begin(message)
-        dialog.answered_tags.add(message.to_tag if dialog.tag == message.from_tag else message.from_tag)
-        yield self._signal(dialog, SignalKind.ANSWERED, at)
+        if dialog is None:
+            if kind is SignalKind.SEEN and not _is_at_once(message):
+                return _NOTHING
+            dialog = self._begin(message)
+        branch = _answered_transaction(dialog, message, client)
+        place = _place(dialog, branch, message)
+        if _is_of_reinvite(dialog, message, place):
+            return (self._signal(dialog, SignalKind.SEEN, at),)
+        if place is _Place.PASSED:
+            return _NOTHING
+        if place is _Place.KNOWN:
+            return (self._said(dialog, branch, kind, message, at),)
+        # Its request was lost on the way to us, or comes later.
+        old_root = self._join(dialog, place, branch, message)
+        dialog.hops[branch] = Hop(client, "", message.branches[1:], is_invited=False)
+        before = [*self._demoted(dialog, old_root, at)]
+        if place is _Place.AGAIN:
+            before.append(self._signal(dialog, SignalKind.BEGAN_AGAIN, at))
+        elif place is _Place.FIRST and _is_at_once(message):
+            before.append(self._signal(dialog, SignalKind.BEGAN, at))
+        return (*before, self._said(dialog, branch, kind, message, at))
 
-    def _invite_answered(self, message: SipMessage, at: datetime, source: str, destination: str) -> Iterator[Signal]:
-        dialog = self._find(message) or self._begin(message)
-        if dialog.answered_tags and not self._is_of_root_or_leg(dialog, message):
-            yield self._signal(dialog, SignalKind.SEEN, at)  # an answer to a re-INVITE
-            return
-        branch = self._hop_of(dialog, message, source, destination)
-        if branch is None:
-            return
+    def _said(self, dialog: Dialog, branch: str, kind: SignalKind, message: SipMessage, at: datetime) -> Signal:
+        """What a response says to the caller, or to the proxy that called a leg."""
         leg = branch if branch != dialog.root else None
-        hop = dialog.hops.get(branch)
-        number = hop.number if hop is not None and leg is not None else ""
-        status = message.status
-        if status == 180 or (status == 183 and message.has_sdp):
-            yield self._signal(dialog, SignalKind.RINGING, at, leg=leg, number=number)
-        elif status < 200:
-            yield self._signal(dialog, SignalKind.SEEN, at)
-        elif status < 300:
-            if message.to_tag not in dialog.gone_tags:
-                dialog.answered_tags.add(message.to_tag)
-            yield self._signal(dialog, SignalKind.ANSWERED, at, leg=leg, number=number)
-        elif leg is not None:
-            yield self._signal(dialog, SignalKind.LEG_ENDED, at, leg=leg, cause=_cause_of(message))
-        else:
+        number = dialog.hops[branch].number if leg is not None else ""
+        if kind is SignalKind.REFUSED:
+            if leg is not None:
+                return self._signal(dialog, SignalKind.LEG_ENDED, at, leg=leg, cause=_cause_of(message))
             dialog.is_refused = True
-            yield self._signal(dialog, SignalKind.REFUSED, at, cause=_cause_of(message))
+            return self._signal(dialog, SignalKind.REFUSED, at, cause=_cause_of(message))
+        if kind is SignalKind.ANSWERED:
+            dialog.is_refused = False
+            if message.to_tag not in dialog.gone_tags and len(dialog.answered_tags) < _MAX_HOPS:
+                dialog.answered_tags.add(message.to_tag)
+        return self._signal(dialog, kind, at, leg=leg, number=number)
 
-    @staticmethod
-    def _is_of_root_or_leg(dialog: Dialog, message: SipMessage) -> bool:
-        return not dialog.root or (message.cseq == dialog.cseq if not message.branches else message.branches[0] in dialog.hops)
-
-    @staticmethod
-    def _hop_of(dialog: Dialog, message: SipMessage, source: str, destination: str) -> str | None:
-        """The transaction that a response belongs to; None for an earlier attempt's."""
-        branch = message.branches[0] if message.branches else ""
-        if branch in dialog.hops:
-            return branch
-        if not branch:  # some switches mirror a response after its last Via was taken off: the addresses must do
-            for name, hop in dialog.hops.items():
-                if hop.source == destination and hop.destination == source:
-                    return name
-            return dialog.root if message.cseq >= dialog.cseq else None
-        if dialog.root and dialog.root in message.branches[1:]:
-            dialog.hops[branch] = Hop(destination, source, "", message.branches[1:])
-            return branch
-        if message.cseq < dialog.cseq:
-            return None
-        # The request itself was lost on the way to us.
-        dialog.root, dialog.cseq = branch, message.cseq
-        dialog.hops[branch] = Hop(destination, source, dialog.dialled, message.branches[1:])
-        return branch
+    def _acknowledged(self, message: SipMessage, at: datetime, source: str) -> Sequence[Signal]:
+        """The ACK of a refusal has the INVITE's branch (RFC 3261, 17.1.1.3): it tells of one that we missed."""
+        dialog = self._find(message)
+        branch = _transaction(message, source)
+        if dialog is None or branch not in dialog.hops or dialog.is_refused or dialog.was_answered:
+            return _NOTHING
+        if branch != dialog.root:
+            return (self._signal(dialog, SignalKind.LEG_ENDED, at, leg=branch),)
+        dialog.is_refused = True
+        return (self._signal(dialog, SignalKind.REFUSED, at),)
 
     # CANCEL and BYE
 
-    def _cancelled(self, message: SipMessage, at: datetime, source: str) -> Iterator[Signal]:
-        """A CANCEL has the branch of the INVITE that it cancels, hop by hop (RFC 3261, 9.1)."""
+    def _cancelled(self, message: SipMessage, at: datetime, client: str) -> Sequence[Signal]:
+        """A CANCEL and its answer have the branch of the INVITE that it cancels, hop by hop (RFC 3261, 9.1)."""
         dialog = self._find(message) or self._begin(message)
-        branch = _branch_of(message, source)
-        if branch == dialog.root or not dialog.root:
-            yield self._signal(dialog, SignalKind.GAVE_UP, at, by=Party.CALLER, cause=message.cause)
-        elif branch in dialog.hops:
-            yield self._signal(dialog, SignalKind.LEG_CANCELLED, at, leg=branch, cause=message.cause)
-        elif source == dialog.hops[dialog.root].source and message.cseq == dialog.cseq:
-            yield self._signal(dialog, SignalKind.GAVE_UP, at, by=Party.CALLER, cause=message.cause)
+        branch = _transaction(message, client)
+        if branch in dialog.hops and branch != dialog.root:
+            return (self._signal(dialog, SignalKind.LEG_CANCELLED, at, leg=branch, cause=message.cause),)
+        if not dialog.root or branch == dialog.root or _is_from_above(dialog, message, branch, client):
+            return (self._signal(dialog, SignalKind.GAVE_UP, at, by=Party.CALLER, cause=message.cause),)
+        return _NOTHING
 
-    def _hung_up(self, message: SipMessage, at: datetime) -> Iterator[Signal]:
-        dialog = self._find(message) or self._begin(message)
+    def _hung_up(self, message: SipMessage, at: datetime) -> Sequence[Signal]:
+        dialog = self._find_or_join(message)
+        if dialog is None:
+            return _NOTHING
         by_caller = message.from_tag == dialog.tag
         tag = message.to_tag if by_caller else message.from_tag
-        dialog.gone_tags.add(tag)
+        if len(dialog.gone_tags) < _MAX_HOPS:
+            dialog.gone_tags.add(tag)
         dialog.answered_tags.discard(tag)
         if dialog.answered_tags:  # another branch of a forked call is still up
-            yield self._signal(dialog, SignalKind.SEEN, at)
-            return
+            return (self._signal(dialog, SignalKind.LEG_HUNG_UP, at),)
         by = Party.CALLER if by_caller else Party.CALLEE
-        yield self._signal(dialog, SignalKind.HUNG_UP, at, by=by, cause=message.cause)
+        return (self._signal(dialog, SignalKind.HUNG_UP, at, by=by, cause=message.cause),)
+
+
+def _callers(shown: str, message: SipMessage) -> tuple[str, ...]:
+    return (shown, *(user for user in message.asserted_users if user != shown))
+
+
+def _kind_of(response: SipMessage) -> SignalKind:
+    """What a response to an INVITE says to whom it is sent."""
+    status = response.status
+    if status == 180 or (status == 183 and response.has_sdp):
+        return SignalKind.RINGING
+    if status < 200:
+        return SignalKind.SEEN
+    return SignalKind.ANSWERED if status < 300 else SignalKind.REFUSED
+
+
+def _is_at_once(response: SipMessage) -> bool:
+    """Whether the INVITE that this answers was sent just now, outside any dialog: we missed it, or it is late."""
+    return response.status == 100 and not response.to_tag
+
+
+def _answered_transaction(dialog: Dialog, message: SipMessage, client: str) -> str:
+    """The transaction that a response belongs to.
+
+    Some switches mirror a response after its last Via was taken off: whom it is sent to must do.
+    """
+    branch = _transaction(message, client)
+    if message.branches or message.cseq != dialog.cseq:
+        return branch
+    return next((name for name, hop in dialog.hops.items() if hop.client == client), dialog.root or branch)
+
+
+def _is_of_reinvite(dialog: Dialog, message: SipMessage, place: _Place) -> bool:
+    """Whether a response answers an INVITE inside the dialog; that one's failure ends nothing (RFC 3261, 14.1)."""
+    if message.from_tag != dialog.tag:  # the called party asked
+        return True
+    return (place is _Place.AGAIN and dialog.was_answered) or (place is _Place.FIRST and bool(dialog.answered_tags))
+
+
+def _is_from_above(dialog: Dialog, message: SipMessage, branch: str, client: str) -> bool:
+    """Whether a CANCEL was sent by the caller or on the caller's side of what we took for the root."""
+    root = dialog.hops[dialog.root]
+    return branch in root.below or (client == root.client and message.cseq == dialog.cseq)
 
 
 def _cause_of(message: SipMessage) -> Cause:

@@ -8,7 +8,7 @@ import msgspec
 
 from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook
-from toque.calls.model import Snapshot, StatusChange
+from toque.calls.model import CallIdentity, SignalKind, Snapshot, StatusChange
 from toque.calls.sip import parse_sip
 from toque.calls.sip_dialogs import SipDialogs
 from toque.calls.tracker import Call, CallTracker, Patience
@@ -49,6 +49,10 @@ class SipWatch:
     def take_unmatched(self) -> list[Call]:
         """The calls that ended without matching a line."""
         return self.tracker.take_unmatched()
+
+    def take_late(self) -> dict[CallIdentity, SignalKind]:
+        """The calls that showed a sign of life after their end had been concluded, and the last sign: to be logged, not told."""
+        return self.tracker.take_late()
 
     def restore(self, state: bytes, now: datetime) -> None:
         """Go on with a call. Raises `ValueError` for bytes that are no snapshot of ours."""

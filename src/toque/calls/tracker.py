@@ -20,7 +20,7 @@ from itertools import count
 
 import msgspec
 
-from toque.calls.causes import ender_of, is_retriable, word_for, word_of_group
+from toque.calls.causes import ender_of, is_plain, is_retriable, word_for, word_of_group
 from toque.calls.lines import LineBook
 from toque.calls.model import (
     CallFacts,
@@ -52,6 +52,7 @@ class Phase(StrEnum):
 _K = SignalKind
 STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.CALLING, _K.BEGAN): Phase.CALLING,
+    (Phase.CALLING, _K.BEGAN_AGAIN): Phase.CALLING,
     (Phase.CALLING, _K.LEG_BEGAN): Phase.CALLING,
     (Phase.CALLING, _K.RINGING): Phase.RINGING,
     (Phase.CALLING, _K.PICKED_UP): Phase.CALLING,
@@ -62,6 +63,7 @@ STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.CALLING, _K.REFUSED): Phase.REFUSED,
     (Phase.CALLING, _K.HUNG_UP): Phase.LEAVING,
     (Phase.RINGING, _K.BEGAN): Phase.RINGING,
+    (Phase.RINGING, _K.BEGAN_AGAIN): Phase.CALLING,
     (Phase.RINGING, _K.LEG_BEGAN): Phase.RINGING,
     (Phase.RINGING, _K.RINGING): Phase.RINGING,
     (Phase.RINGING, _K.PICKED_UP): Phase.RINGING,
@@ -71,7 +73,10 @@ STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.RINGING, _K.LEG_ENDED): Phase.RINGING,
     (Phase.RINGING, _K.REFUSED): Phase.REFUSED,
     (Phase.RINGING, _K.HUNG_UP): Phase.LEAVING,
-    (Phase.REFUSED, _K.BEGAN): Phase.CALLING,
+    (Phase.REFUSED, _K.BEGAN): Phase.REFUSED,
+    (Phase.REFUSED, _K.BEGAN_AGAIN): Phase.CALLING,
+    (Phase.REFUSED, _K.LEG_BEGAN): Phase.REFUSED,
+    (Phase.REFUSED, _K.RINGING): Phase.REFUSED,
     (Phase.REFUSED, _K.ANSWERED): Phase.ANSWERED,
     (Phase.REFUSED, _K.GAVE_UP): Phase.REFUSED,
     (Phase.REFUSED, _K.LEG_CANCELLED): Phase.REFUSED,
@@ -82,11 +87,16 @@ STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.ANSWERED, _K.BEGAN): Phase.ANSWERED,
     (Phase.ANSWERED, _K.LEG_BEGAN): Phase.ANSWERED,
     (Phase.ANSWERED, _K.ANSWERED): Phase.ANSWERED,
+    (Phase.ANSWERED, _K.LEG_HUNG_UP): Phase.ANSWERED,
     (Phase.ANSWERED, _K.HUNG_UP): Phase.ENDED,
 }
 
 _ORDER = {Status.INITIATED: 1, Status.RINGING: 2, Status.ANSWERED: 3}
 _FINAL_ORDER = 4
+_UNKNOWN = Cause()
+_BEGINNINGS = (SignalKind.BEGAN, SignalKind.BEGAN_AGAIN)
+_LONGEST_SLEEP = timedelta(minutes=5)
+_SAVES_IN_PATIENCE = 8  # a call that only shows signs of life is stored so often while it is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ class Patience:
     straggler: timedelta = timedelta(milliseconds=500)  # for what other workers of a switch mirrored late
     cancelled: timedelta = timedelta(seconds=32)  # for the refusal that a CANCEL brings about (64 times T1, RFC 3261 9.1)
     remembered: timedelta = timedelta(minutes=5)  # an ended call; SIP repeats itself for 32 s at most (64 times T1)
+    concluded: timedelta = timedelta(hours=24)  # an ended call that somebody was told about by conclusion: it may yet go on
 
 
 @dataclass(slots=True)
@@ -109,6 +120,11 @@ class Leg:
     rang: bool = False
     is_cancelled: bool = False  # by the switch
     cause: Cause | None = None  # set when the leg has ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was refused, or stopped by the switch."""
+        return self.is_cancelled or self.cause is not None
 
 
 @dataclass(slots=True)
@@ -152,6 +168,8 @@ class Call:
     sides: list[SideState] = field(default_factory=list)
     decide_at: datetime | None = None  # our own clock: until when an end is waited over
     told_until: datetime | None = None  # the moment of the latest signal, for an end that is concluded
+    saved_at: datetime | None = None  # our own clock: the last sign of life that was stored
+    wakes_at: datetime | None = None  # our own clock: when `tick` looks at the call next
     is_counted: bool = False
     reader: bytes = b""  # what the switch's reader wants to remember of this call
 
@@ -189,6 +207,7 @@ class Counters:
     calls: int = 0
     unmatched: int = 0
     inferred: int = 0
+    late: int = 0  # signs of life of calls whose end had been concluded
 
 
 class CallTracker:
@@ -204,6 +223,7 @@ class CallTracker:
         self._changes: list[StatusChange] = []
         self._dirty: dict[CallIdentity, Call] = {}
         self._unmatched: list[Call] = []
+        self._late: dict[CallIdentity, SignalKind] = {}
 
     # What goes in
 
@@ -215,10 +235,15 @@ class CallTracker:
                 return
             call = self._begin(signal, now)
         if call.phase is Phase.ENDED:
+            if call.is_inferred:
+                self.counters.late += 1
+                self._late[call.identity] = signal.kind
             return
         call.seen_at = now
         following = STEPS.get((call.phase, signal.kind))
         if following is None:
+            if call.saved_at is not None and now - call.saved_at > self._patience_for(call) / _SAVES_IN_PATIENCE:
+                self._dirty[call.identity] = call
             return
         if call.told_until is None or signal.at > call.told_until:
             call.told_until = signal.at
@@ -231,12 +256,13 @@ class CallTracker:
         """Do what has become due; returns the calls that are forgotten from here on."""
         forgotten: list[CallIdentity] = []
         while self._due and self._due[0][0] <= now:
-            _, _, identity = heappop(self._due)
+            wakes_at, _, identity = heappop(self._due)
             call = self.calls.get(identity)
-            if call is None:
-                continue
+            if call is None or call.wakes_at != wakes_at:
+                continue  # it has been put off, or brought forward
+            call.wakes_at = None
             if self._due_of(call) > now:
-                self._schedule(call)
+                self._schedule(call, now)
             elif call.phase is Phase.ENDED:
                 del self.calls[identity]
                 forgotten.append(identity)
@@ -256,6 +282,8 @@ class CallTracker:
         """The changes since the last call in their order, and the state of every call they touched that has a side."""
         changes, dirty = self._changes, self._dirty
         self._changes, self._dirty = [], {}
+        for call in dirty.values():
+            call.saved_at = call.seen_at
         snapshots = [
             Snapshot(identity, None if call.phase is Phase.ENDED else _ENCODER.encode(call), call.ended_at)
             for identity, call in dirty.items()
@@ -272,12 +300,17 @@ class CallTracker:
         unmatched, self._unmatched = self._unmatched, []
         return unmatched
 
+    def take_late(self) -> dict[CallIdentity, SignalKind]:
+        """The calls that showed a sign of life after their end had been concluded, since the last call, and the last sign."""
+        late, self._late = self._late, {}
+        return late
+
     def restore(self, state: bytes, now: datetime) -> Call:
         """Go on with a call as a snapshot left it. Raises `msgspec.DecodeError` for bytes that are no snapshot."""
         call = _DECODER.decode(state)
-        call.seen_at = min(call.seen_at, now)
+        call.seen_at, call.wakes_at = min(call.seen_at, now), None
         self.calls[call.identity] = call
-        self._schedule(call)
+        self._schedule(call, now)
         return call
 
     def next_due(self) -> datetime | None:
@@ -291,13 +324,13 @@ class CallTracker:
         """A switch uses an identity again; a repetition of the old call's own messages would not be later than its end."""
         return (
             call.phase is Phase.ENDED
-            and signal.kind is SignalKind.BEGAN
+            and signal.kind is SignalKind.BEGAN_AGAIN
             and call.ended_at is not None
             and signal.at > call.ended_at
         )
 
     def _begin(self, signal: Signal, now: datetime) -> Call:
-        is_whole = signal.kind is SignalKind.BEGAN
+        is_whole = signal.kind in _BEGINNINGS
         call = Call(
             source=signal.identity.source,
             key=signal.identity.key,
@@ -309,7 +342,7 @@ class CallTracker:
         )
         self.calls[signal.identity] = call
         self.counters.calls += 1
-        self._schedule(call)
+        self._schedule(call, now)
         for number in signal.callers:
             owner = self.lines.owner(number)
             if owner is not None:
@@ -321,10 +354,13 @@ class CallTracker:
         return call
 
     def _open_sides(self, call: Call, signal: Signal) -> None:
-        """A leg reaches a number: its owner has a side too, unless the dialled number gave that client one already."""
-        if signal.kind is not SignalKind.LEG_BEGAN or call.phase is Phase.ANSWERED:
+        """A leg reaches a number: its owner has a side too, unless the dialled number gave that client one already.
+
+        The dialled number itself may first be known from a leg's INVITE, which can name another.
+        """
+        if call.phase is Phase.ANSWERED or signal.kind not in (SignalKind.BEGAN, SignalKind.LEG_BEGAN):
             return
-        owner = self.lines.owner(signal.number)
+        owner = self.lines.owner(signal.number if signal.kind is SignalKind.LEG_BEGAN else signal.dialled)
         if owner is not None and not any(
             side.client_id == owner.client_id and side.direction is Direction.RECEIVED for side in call.sides
         ):
@@ -344,72 +380,85 @@ class CallTracker:
         came_from, call.phase = call.phase, phase
         match phase:
             case Phase.CALLING | Phase.RINGING:
-                self._progress(call, signal, now)
+                self._expect_refusal(call, now)
+                self._progress(call, signal)
             case Phase.ANSWERED:
-                self._answer(call, signal, came_from)
+                self._answer(call, signal, came_from, now)
             case Phase.REFUSED:
-                call.decide_at = now + self._wait_for(call)
-                self._settle_or_wait(call, now)
+                self._progress(call, signal)
+                self._weigh(call, signal, came_from, now)
             case Phase.LEAVING:
                 call.decide_at = now + self.patience.straggler
-                self._schedule(call)
+                self._schedule(call, now)
             case Phase.ENDED:
-                self._end(call, Status.HUNG_UP, signal.at)
+                self._end(call, Status.HUNG_UP, signal.at, now)
 
-    def _progress(self, call: Call, signal: Signal, now: datetime) -> None:
-        self._expect_refusal(call, now)
-        if signal.kind is SignalKind.BEGAN:
+    def _progress(self, call: Call, signal: Signal) -> None:
+        if signal.kind in _BEGINNINGS:
             self._tell_all(call, Status.INITIATED, signal.at)
-            if call.ringing_at is not None:
-                call.phase = Phase.RINGING  # it rang before a challenge was followed
         elif signal.kind is SignalKind.RINGING:
             self._tell_all(call, Status.RINGING, signal.at)
 
-    def _answer(self, call: Call, signal: Signal, came_from: Phase) -> None:
+    def _answer(self, call: Call, signal: Signal, came_from: Phase, now: datetime) -> None:
         call.decide_at = None
         if came_from is Phase.ANSWERED:
             return
         self._tell_all(call, Status.ANSWERED, signal.at)
-        self._schedule(call)
+        self._schedule(call, now)
         if came_from is Phase.LEAVING:
-            self._end(call, Status.HUNG_UP, call.ended_at or signal.at)
+            self._end(call, Status.HUNG_UP, call.ended_at or signal.at, now)
 
     def _expect_refusal(self, call: Call, now: datetime) -> None:
         """After the caller gave up, the switch has a while to say so to everyone; its answer may also be lost."""
         if call.gave_up:
             call.decide_at = call.decide_at or now + self.patience.cancelled
-            self._schedule(call)
+            self._schedule(call, now)
         else:
             call.decide_at = None
 
     def _wait_for(self, call: Call) -> timedelta:
         """How long a refusal may turn out to be something else."""
+        if call.cause is None:  # only its ACK was seen
+            retriable = any(is_retriable(leg.cause.sip) for leg in call.legs.values() if leg.cause is not None)
+            return self.patience.follow_up if retriable else self.patience.straggler
         if call.gave_up:
             return timedelta()
-        sip = call.cause.sip if call.cause else None
-        if sip is not None and is_retriable(sip):
+        if is_retriable(call.cause.sip):
             return self.patience.follow_up
         # 487 says that the request was cancelled: by the caller, if its CANCEL turns up.
-        if sip == 487 or any(leg.cause is None for leg in call.legs.values()):
+        if call.cause.sip == 487 or not call.is_whole or self._may_be_explained(call):
             return self.patience.straggler
         return timedelta()
 
-    def _settle_or_wait(self, call: Call, now: datetime) -> None:
-        if call.decide_at is not None and call.decide_at <= now:
+    @staticmethod
+    def _may_be_explained(call: Call) -> bool:
+        """Whether a called leg may still say why the caller was refused."""
+        if call.legs:
+            return any(leg.cause in (None, _UNKNOWN) for leg in call.legs.values())
+        return call.cause is not None and not is_plain(call.cause.sip)
+
+    def _weigh(self, call: Call, signal: Signal, came_from: Phase, now: datetime) -> None:
+        """Decide on a refusal, or wait. Once its cause is known, what comes meanwhile makes the wait shorter, never longer."""
+        until = now + self._wait_for(call)
+        is_explained_now = signal.kind is SignalKind.REFUSED and call.cause is not None and call.cause is signal.cause
+        if came_from is Phase.REFUSED and call.decide_at is not None and not is_explained_now:
+            until = min(until, call.decide_at)
+        call.decide_at = until
+        if until <= now:
             self._decide(call, now)
         else:
-            self._schedule(call)
+            self._schedule(call, now)
 
     def _decide(self, call: Call, now: datetime) -> None:
         at = call.ended_at or call.told_until or now
         if call.phase in (Phase.CALLING, Phase.RINGING):
-            self._conclude(call, Status.CANCELLED, at)
+            self._conclude(call, Status.CANCELLED, at, now)
         elif call.phase is Phase.LEAVING:
             # Nobody hangs up an unanswered call with BYE; its answer was lost on the way to us.
             self._tell_all(call, Status.ANSWERED, at)
-            self._end(call, Status.HUNG_UP, at)
+            self._end(call, Status.HUNG_UP, at, now)
         else:
-            self._end(call, self._outcome(call), at)
+            self._end(call, self._outcome(call), at, now)
 
     @staticmethod
     def _outcome(call: Call) -> Status:
@@ -422,49 +471,47 @@ class CallTracker:
         if root.sip is not None and root.sip >= 600:  # a global failure ends every other leg (RFC 3261, 16.7 step 5)
             call.hung_up_by = ender_of(root)
             return word_for(root, rang=rang)
-        words: list[Status] = []
-        causes: list[Cause] = []
-        for leg in call.legs.values():
-            if leg.cause is None:
-                continue
-            # A leg that the switch stopped has nothing of its own to say but that it rang out.
-            own = root if leg.is_cancelled else leg.cause
-            words.append(Status.NO_ANSWER if leg.is_cancelled and leg.rang else word_for(own, rang=leg.rang))
-            causes.append(own)
-        word = word_of_group(words)
+        # Where the caller heard ringing but no leg was seen to ring, any may have.
+        all_may_have_rung = rang and not any(leg.rang for leg in call.legs.values())
+        ends = [_word_of_leg(leg, root, rang=leg.rang or all_may_have_rung) for leg in call.legs.values() if leg.has_ended]
+        word = word_of_group([word for word, _ in ends])
         if word is None:
             call.hung_up_by = ender_of(root)
             return word_for(root, rang=rang)
-        call.cause = next((cause for told, cause in zip(reversed(words), reversed(causes), strict=True) if told is word), root)
+        call.cause = next(cause for of_leg, cause in reversed(ends) if of_leg is word)
         stopped = any(leg.is_cancelled for leg in call.legs.values())
         call.hung_up_by = Party.NETWORK if word is Status.NO_ANSWER and stopped else ender_of(call.cause)
         return word
 
-    def _end(self, call: Call, status: Status, at: datetime) -> None:
+    def _end(self, call: Call, status: Status, at: datetime, now: datetime) -> None:
+        at = max([at, *(side.began_at for side in call.sides if side.began_at is not None)])  # stamps may be out of order
         if not call.is_inferred:
             call.ended_at = at
         self._tell_all(call, status, at)
         call.phase = Phase.ENDED
         call.decide_at = None
         call.ended_at = at
+        call.seen_at = now
+        call.legs.clear()
+        call.reader = b""
         if not call.sides and not call.is_counted:
             call.is_counted = True
             self.counters.unmatched += 1
             self._unmatched.append(call)
         self._dirty[call.identity] = call
-        self._schedule(call)
+        self._schedule(call, now)
 
     def _conclude_stale(self, call: Call, now: datetime) -> None:
         was_answered = call.phase is Phase.ANSWERED
-        self._conclude(call, Status.HUNG_UP if was_answered else Status.FAILED, now)
+        self._conclude(call, Status.HUNG_UP if was_answered else Status.FAILED, now, now)
 
-    def _conclude(self, call: Call, status: Status, at: datetime) -> None:
+    def _conclude(self, call: Call, status: Status, at: datetime, now: datetime) -> None:
         """The end was missed: every side is told one, marked as inferred."""
         call.is_inferred = True
         if call.gave_up:
             call.hung_up_by = Party.CALLER
         self.counters.inferred += 1
-        self._end(call, status, at)
+        self._end(call, status, at, now)
 
     # Telling
 
@@ -482,26 +529,59 @@ class CallTracker:
     # Timing
 
     def _due_of(self, call: Call) -> datetime:
-        if call.phase is Phase.ENDED:
-            return call.seen_at + self.patience.remembered
         if call.decide_at is not None:
             return call.decide_at
-        return call.seen_at + (self.patience.answered if call.phase is Phase.ANSWERED else self.patience.unanswered)
+        return call.seen_at + self._patience_for(call)
 
-    def _schedule(self, call: Call) -> None:
-        heappush(self._due, (self._due_of(call), next(self._ticket), call.identity))
+    def _patience_for(self, call: Call) -> timedelta:
+        """How long a call stays as it is without a sign of life."""
+        match call.phase:
+            case Phase.ENDED:
+                return self.patience.concluded if call.is_inferred and call.sides else self.patience.remembered
+            case Phase.ANSWERED:
+                return self.patience.answered
+            case _:
+                return self.patience.unanswered
+
+    def _schedule(self, call: Call, now: datetime) -> None:
+        """See that `tick` looks at the call when it is due; before that too, lest ended calls wait here for hours."""
+        wakes_at = min(self._due_of(call), now + _LONGEST_SLEEP)
+        if call.wakes_at is None or wakes_at < call.wakes_at:
+            call.wakes_at = wakes_at
+            heappush(self._due, (wakes_at, next(self._ticket), call.identity))
+
+
+def _word_of_leg(leg: Leg, root: Cause, *, rang: bool) -> tuple[Status, Cause]:
+    """The word of a leg that has ended, and its evidence; `root` is what the caller was told.
+
+    A leg that the switch stopped has nothing of its own to say but that it rang out.
+    """
+    own = root if leg.cause in (None, _UNKNOWN) else leg.cause
+    if not leg.is_cancelled:
+        return word_for(own, rang=rang), own
+    from_root = word_for(root, rang=rang)
+    if not rang or from_root is Status.NO_ANSWER:
+        return from_root, root
+    return Status.NO_ANSWER, own
 
 
 def _learn_began(call: Call, signal: Signal) -> None:
+    call.is_whole = True
     if call.began_at is None or signal.at < call.began_at:
         call.began_at = signal.at
+        call.dialled = signal.dialled  # a leg's INVITE, if that came first, may name another
         for side in call.sides:
             side.began_at = side.began_at or signal.at
+
+
+def _learn_began_again(call: Call, signal: Signal) -> None:
+    """What the earlier try came to no longer counts."""
     call.is_whole = True
-    if call.phase is Phase.REFUSED:  # the caller tries again: what the earlier try came to no longer counts
-        call.cause = None
-        call.ended_at = None
-        call.legs.clear()
+    call.began_at = call.began_at or signal.at
+    call.cause = None
+    call.ended_at = None
+    call.gave_up = False
+    call.legs.clear()
 
 
 def _learn_leg(call: Call, signal: Signal) -> None:
@@ -534,24 +614,32 @@ def _learn_answered(call: Call, signal: Signal) -> None:
 
 
 def _learn_gave_up(call: Call, signal: Signal) -> None:
-    if call.phase is Phase.REFUSED and call.ended_at is not None and signal.at > call.ended_at:
+    if call.phase is Phase.REFUSED and not _is_caused_by_cancel(call, signal):
         return  # it crossed the refusal: the attempt had already failed
     call.gave_up = True
     call.ended_at = call.ended_at or signal.at
 
 
+def _is_caused_by_cancel(call: Call, signal: Signal) -> bool:
+    """A 487 is the answer to a CANCEL, whichever of the two is seen first; what is not yet known may be one."""
+    may_be_487 = call.cause is None or call.cause.sip == 487
+    return may_be_487 or call.ended_at is None or signal.at <= call.ended_at
+
+
 def _learn_leg_cancelled(call: Call, signal: Signal) -> None:
     leg = _leg(call, signal)
-    if leg is not None:
+    if leg is not None and signal.leg is not None and not leg.is_cancelled:
         leg.is_cancelled = True
+        call.legs[signal.leg] = call.legs.pop(signal.leg)  # among the legs that have ended, the last one ended last
 
 
 def _learn_leg_ended(call: Call, signal: Signal) -> None:
     leg = _leg(call, signal)
-    if leg is None or leg.cause is not None or signal.leg is None:
+    if leg is None or leg.cause not in (None, _UNKNOWN) or signal.leg is None:
         return
-    leg.cause = signal.cause or Cause()
-    call.legs[signal.leg] = call.legs.pop(signal.leg)  # among the legs that have ended, the last one ended last
+    leg.cause = signal.cause or _UNKNOWN
+    if not leg.is_cancelled:
+        call.legs[signal.leg] = call.legs.pop(signal.leg)
 
 
 def _learn_refused(call: Call, signal: Signal) -> None:
@@ -579,6 +667,7 @@ def _leg(call: Call, signal: Signal) -> Leg | None:
 
 _LEARN: Mapping[SignalKind, Callable[[Call, Signal], None]] = {
     SignalKind.BEGAN: _learn_began,
+    SignalKind.BEGAN_AGAIN: _learn_began_again,
     SignalKind.LEG_BEGAN: _learn_leg,
     SignalKind.RINGING: _learn_ringing,
     SignalKind.PICKED_UP: _learn_picked_up,
@@ -587,6 +676,7 @@ _LEARN: Mapping[SignalKind, Callable[[Call, Signal], None]] = {
     SignalKind.LEG_CANCELLED: _learn_leg_cancelled,
     SignalKind.LEG_ENDED: _learn_leg_ended,
     SignalKind.REFUSED: _learn_refused,
+    SignalKind.LEG_HUNG_UP: _learn_nothing,
     SignalKind.HUNG_UP: _learn_hung_up,
     SignalKind.SEEN: _learn_nothing,
 }

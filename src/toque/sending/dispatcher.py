@@ -4,15 +4,18 @@ A lane holds the deliveries of one side of one call to one callback, strictly on
 store has the outcome of the one before. Callbacks with something to send take turns, each within its cap of concurrent posts.
 
 This room decides and remembers; the transport does the posting, the store the writing. All methods belong to the loop's thread.
+Deadlines and signatures go by the wall clock; waits go by the loop's, which nobody sets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
@@ -20,8 +23,10 @@ from typing import Protocol
 
 import structlog
 
-from toque.callbacks.callback import Registry
+from toque.callbacks.callback import Callback, Registry
 from toque.callbacks.delivery import (
+    JITTER,
+    RETRIES,
     Delivered,
     Delivery,
     DeliveryState,
@@ -31,13 +36,16 @@ from toque.callbacks.delivery import (
     Verdict,
     judge,
 )
-from toque.errors import StoreError
+from toque.errors import InputError, StoreError
 from toque.sending.requests import RequestWriter
 from toque.sending.transport import Answered, Forbidden, Outcome, Post, Unreachable
 
 _STORE_RETRY_S = 0.5  # between tries to write outcomes down while the store fails
-_FOR_GOOD = datetime.max.replace(tzinfo=UTC)
+_LONGEST_WAIT_S = RETRIES[-1].total_seconds() * (1 + JITTER)  # a stored due time further away comes from a clock that was wrong
+_TIMER_STEP_S = 0.001  # loops may be early by this much
+_FOR_GOOD = math.inf
 _EXCERPT_SHOWN = 120  # characters of a refusal's body that are kept with the delivery
+_LOGGER = "toque.sending"
 
 LaneKey = tuple[int, str, str, str]
 
@@ -47,6 +55,23 @@ class Posting(Protocol):
 
     def start(self, post: Post, on_outcome: Callable[[Post, Outcome], None]) -> None:
         """Begin an attempt whose outcome is told once, later."""
+
+
+class Timer(Protocol):
+    """Something that will happen."""
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+
+
+class Timers(Protocol):
+    """What the dispatcher needs of a clock that never jumps; an event loop is one."""
+
+    def time(self) -> float:
+        """Seconds since whenever."""
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
+        """Call this once that time has come."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,21 +92,23 @@ class CallbackQueue:
     lanes: dict[LaneKey, Lane] = field(default_factory=dict)
     ready: deque[Lane] = field(default_factory=deque)
     in_flight: int = 0
-    paused_until: datetime | None = None
     has_turn: bool = False
-    writer: RequestWriter | None = None
+    paused_until: float = 0.0  # in the past: not paused; a timer ends it
+    writer: RequestWriter | None = None  # None: not known yet, disabled or unusable, so nothing starts
+    has_news: bool = False  # deliveries have come that may be younger than the registry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Outcome:
     """An attempt that ended, on its way into the store."""
 
+    queue: CallbackQueue
     lane: Lane
     delivery: Delivery
     verdict: Verdict
+    settlement: Settlement
     answer: str  # the status or what was in the way
-    excerpt: str  # how a refusal's body began
-    at: datetime
+    ended_s: float  # on the loop's clock
 
 
 @dataclass(slots=True)
@@ -104,28 +131,32 @@ class Dispatcher:
         *,
         clock: Callable[[], datetime],
         chance: Callable[[], float],
+        timers: Timers | None = None,
         concurrency: int = 256,
         callback_concurrency: int = 10,
     ) -> None:
+        """`timers` are the running loop's unless others are given."""
         self._posting = posting
         self._settle = settle
         self._disable = disable
         self._clock = clock
         self._chance = chance
+        self._timers: Timers = timers or asyncio.get_running_loop()
         self._concurrency = concurrency
         self._callback_concurrency = callback_concurrency
-        self._log = structlog.get_logger("toque.sending")
+        self._log = structlog.get_logger(_LOGGER)
         self.counters = DispatchCounters()
         self._queues: dict[int, CallbackQueue] = {}
         self._turns: deque[CallbackQueue] = deque()
+        self._held = 0
         self._in_flight = 0
         self._registry: Registry | None = None
         self._outbox: list[_Outcome] = []
         self._wake = asyncio.Event()
-        self._timers: list[tuple[datetime, int, Callable[[], None]]] = []
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = count()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: datetime | None = None
+        self._alarm: Timer | None = None
+        self._alarm_at = math.inf
         self._is_stopping = False
         self._is_settling = False
         self._quiet = asyncio.Event()
@@ -133,44 +164,87 @@ class Dispatcher:
     # What goes in
 
     def apply(self, registry: Registry) -> None:
-        """Go by this registry from now on: no attempt starts to a callback that is not in it, or that is disabled."""
+        """Go by this registry from now on: no attempt starts to a callback that is not in it, or that is disabled.
+
+        Registries come one after the other, each read after the one before was applied. So deliveries that came before the
+        previous one are older than this one, and what waits for a callback that is gone from it has ended in the store too.
+        Later ones may be younger than this registry, and wait for the next.
+        """
         self._registry = registry
         for queue in list(self._queues.values()):
             callback = registry.callbacks.get(queue.callback_id)
-            if queue.writer is not None and queue.writer.callback != callback:
-                queue.writer = None
-                queue.paused_until = None
-            if callback is None or callback.disabled_at is not None:
+            is_removed = callback is None and queue.writer is not None  # it was known, and a removed one never comes back
+            is_gone = callback is None or callback.disabled_at is not None
+            if is_gone and (is_removed or not queue.has_news):
                 self._drop(queue)
             else:
+                queue.has_news = False
+                self._equip(queue, callback)
                 self._give_turn(queue)
         self._pump()
 
     def offer(self, deliveries: Iterable[Delivery]) -> None:
         """Take deliveries that the store holds, in the order of acceptance; each is offered once."""
         for delivery in deliveries:
-            queue = self._queues.get(delivery.callback_id)
-            if queue is None:
-                queue = self._queues[delivery.callback_id] = CallbackQueue(delivery.callback_id)
+            queue = self._queues.get(delivery.callback_id) or self._open_queue(delivery.callback_id)
+            queue.has_news = True
+            self._held += 1
             key = delivery.lane
             lane = queue.lanes.get(key)
-            if lane is None:
-                lane = queue.lanes[key] = Lane(key)
+            if lane is not None:
+                lane.waiting.append(delivery)
+                continue
+            lane = queue.lanes[key] = Lane(key)
             lane.waiting.append(delivery)
-            if not lane.is_busy and not lane.is_ready and lane.waiting[0] is delivery:
-                self._ready_when_due(queue, lane)
+            self._ready_when_due(queue, lane)
         self._pump()
 
     def backlog(self) -> int:
         """Deliveries held in memory."""
-        return sum(len(lane.waiting) for queue in self._queues.values() for lane in queue.lanes.values())
+        return self._held
+
+    # Callbacks
+
+    def _open_queue(self, callback_id: int) -> CallbackQueue:
+        queue = self._queues[callback_id] = CallbackQueue(callback_id)
+        if self._registry is not None:
+            self._equip(queue, self._registry.callbacks.get(callback_id))
+        return queue
+
+    def _equip(self, queue: CallbackQueue, callback: Callback | None) -> None:
+        """Post as the callback is registered now."""
+        if callback is None or callback.disabled_at is not None:
+            queue.writer = None
+        elif queue.writer is None or queue.writer.callback != callback:
+            try:
+                queue.writer = RequestWriter(callback)
+            except (InputError, ValueError) as error:  # of use to nobody, and no reason to keep the others waiting
+                queue.writer = None
+                self._log.error("callback.unusable", callback=callback.id, code=callback.code, problem=str(error))
+
+    def _drop(self, queue: CallbackQueue) -> None:
+        """Forget what waits for a callback that is gone; the store has done the same. Attempts in flight still end."""
+        for lane in queue.lanes.values():
+            self._held -= len(lane.waiting)
+            lane.waiting.clear()
+            lane.is_ready = False
+        queue.lanes = {key: lane for key, lane in queue.lanes.items() if lane.is_busy}
+        queue.ready.clear()
+        queue.writer = None
+        queue.paused_until = 0.0
+        self._forget_if_gone(queue)
+
+    def _forget_if_gone(self, queue: CallbackQueue) -> None:
+        if queue.writer is None and not queue.lanes:
+            self._queues.pop(queue.callback_id, None)
 
     # Turns
 
     def _ready_when_due(self, queue: CallbackQueue, lane: Lane) -> None:
         due_at = lane.waiting[0].due_at
-        if due_at is not None and due_at > self._clock():
-            self._at(due_at, partial(self._make_ready, queue, lane))
+        wait_s = 0.0 if due_at is None else min((due_at - self._clock()).total_seconds(), _LONGEST_WAIT_S)
+        if wait_s > 0:
+            self._at(self._timers.time() + wait_s, partial(self._make_ready, queue, lane))
         else:
             self._make_ready(queue, lane)
 
@@ -182,36 +256,20 @@ class Dispatcher:
         self._give_turn(queue)
 
     def _give_turn(self, queue: CallbackQueue) -> None:
-        if queue.has_turn or not queue.ready or queue.in_flight >= self._callback_concurrency:
-            return
-        if queue.paused_until is not None:
-            if queue.paused_until > self._clock():
-                return
-            queue.paused_until = None
-        queue.has_turn = True
-        self._turns.append(queue)
+        if not queue.has_turn and queue.ready and queue.in_flight < self._callback_concurrency and _may_post(queue):
+            queue.has_turn = True
+            self._turns.append(queue)
 
     def _pump(self) -> None:
         """Start attempts while there is room, one callback after the other."""
         while self._turns and self._in_flight < self._concurrency and not self._is_stopping:
             queue = self._turns.popleft()
             queue.has_turn = False
-            writer = self._writer_of(queue)
-            if writer is None or not queue.ready:
-                continue
-            lane = queue.ready.popleft()
-            lane.is_ready = False
-            if lane.waiting:
-                self._start(queue, lane, writer)
-            self._give_turn(queue)
-
-    def _writer_of(self, queue: CallbackQueue) -> RequestWriter | None:
-        """None while the registry does not have the callback: `apply` gives it its turn, or drops it."""
-        if queue.writer is None and self._registry is not None:
-            callback = self._registry.callbacks.get(queue.callback_id)
-            if callback is not None and callback.disabled_at is None:
-                queue.writer = RequestWriter(callback)
-        return queue.writer
+            if queue.ready and queue.writer is not None and _may_post(queue):
+                lane = queue.ready.popleft()
+                lane.is_ready = False
+                self._start(queue, lane, queue.writer)
+                self._give_turn(queue)
 
     def _start(self, queue: CallbackQueue, lane: Lane, writer: RequestWriter) -> None:
         lane.is_busy = True
@@ -229,7 +287,7 @@ class Dispatcher:
         if self._is_stopping and isinstance(outcome, Unreachable) and outcome.reason == "closing":
             self._note_quiet()
             return  # cut off by our own stop: no attempt in the store's eyes, the next start makes it
-        now = self._clock()
+        now, now_s = self._clock(), self._timers.time()
         status, retry_after, answer, excerpt = _read(outcome)
         verdict = judge(
             status,
@@ -239,29 +297,25 @@ class Dispatcher:
             now=now,
             chance=self._chance(),
         )
-        self._outbox.append(_Outcome(lane, delivery, verdict, answer, excerpt, now))
+        settlement = _settlement(delivery, verdict, now, f"{answer} {excerpt[:_EXCERPT_SHOWN]}" if excerpt else answer)
+        self._outbox.append(_Outcome(queue, lane, delivery, verdict, settlement, answer, now_s))
         self._wake.set()
         if isinstance(verdict, TryAgain) and verdict.pauses_callback:
-            self._pause(queue, now + verdict.wait)
+            self._pause(queue, now_s + verdict.wait.total_seconds())
         elif isinstance(verdict, GiveUp) and verdict.disables_callback:
             queue.paused_until = _FOR_GOOD
         self._give_turn(queue)
         self._pump()
 
-    def _pause(self, queue: CallbackQueue, until: datetime) -> None:
-        if queue.paused_until is None or until > queue.paused_until:
-            queue.paused_until = until
-            self._at(until, partial(self._give_turn, queue))
+    def _pause(self, queue: CallbackQueue, until_s: float) -> None:
+        if until_s > queue.paused_until:
+            queue.paused_until = until_s
+            self._at(until_s, partial(self._end_pause, queue, until_s))
 
-    def _drop(self, queue: CallbackQueue) -> None:
-        """Forget what waits for a callback that is gone; the store has done the same."""
-        for lane in queue.lanes.values():
-            lane.waiting.clear()
-            lane.is_ready = False
-        queue.ready.clear()
-        queue.lanes.clear()
-        if self._queues.get(queue.callback_id) is queue:
-            del self._queues[queue.callback_id]
+    def _end_pause(self, queue: CallbackQueue, until_s: float) -> None:
+        if queue.paused_until == until_s:  # or else it was asked to wait longer since
+            queue.paused_until = 0.0
+            self._give_turn(queue)
 
     # Settling
 
@@ -280,40 +334,51 @@ class Dispatcher:
             self._note_quiet()
 
     async def _settle_all(self, batch: list[_Outcome]) -> None:
-        settlements = [_settlement(outcome) for outcome in batch]
+        settlements = [outcome.settlement for outcome in batch]
+        gone = {
+            outcome.delivery.callback_id: outcome.verdict.reason
+            for outcome in batch
+            if isinstance(outcome.verdict, GiveUp) and outcome.verdict.disables_callback
+        }
         while True:
             try:
                 await self._settle(settlements)
-                for outcome in batch:
-                    if isinstance(outcome.verdict, GiveUp) and outcome.verdict.disables_callback:
-                        await self._disable(outcome.delivery.callback_id, outcome.verdict.reason)
+                for callback_id, reason in gone.items():
+                    await self._disable(callback_id, reason)
             except StoreError as error:
                 self._log.error("delivery.settle_failed", error=str(error), deliveries=len(batch))
-                await asyncio.sleep(_STORE_RETRY_S)
+                await self._sleep(_STORE_RETRY_S)
             else:
                 break
+        is_debugging = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)  # asked once: most attempts have nothing to say
         for outcome in batch:
+            if is_debugging or not isinstance(outcome.verdict, Delivered):
+                self._report(outcome)
             self._go_on(outcome)
         self._pump()
 
     def _go_on(self, outcome: _Outcome) -> None:
         """The store has it: the lane's next delivery may start."""
-        lane, delivery, verdict = outcome.lane, outcome.delivery, outcome.verdict
+        queue, lane, verdict = outcome.queue, outcome.lane, outcome.verdict
+        if isinstance(verdict, Delivered):
+            self.counters.delivered += 1
+        elif isinstance(verdict, GiveUp):
+            self.counters.dead += 1
+            if verdict.disables_callback:
+                self._drop(queue)
         lane.is_busy = False
-        self._report(outcome)
-        queue = self._queues.get(delivery.callback_id)
-        if queue is None or queue.lanes.get(lane.key) is not lane:
-            return  # dropped meanwhile
-        if isinstance(verdict, TryAgain):
-            delivery.due_at = outcome.at + verdict.wait
-        else:
+        if lane.waiting and lane.waiting[0] is outcome.delivery:  # or else it was dropped meanwhile
+            if isinstance(verdict, TryAgain):
+                outcome.delivery.due_at = outcome.settlement.due_at
+                self._at(outcome.ended_s + verdict.wait.total_seconds(), partial(self._make_ready, queue, lane))
+                return
             lane.waiting.popleft()
+            self._held -= 1
         if lane.waiting:
             self._ready_when_due(queue, lane)
         else:
             del queue.lanes[lane.key]
-            if not queue.lanes and not queue.in_flight and queue.paused_until is None:
-                self._queues.pop(queue.callback_id, None)
+            self._forget_if_gone(queue)
 
     def _report(self, outcome: _Outcome) -> None:
         """Receivers' own words stay out of the log: an error page may repeat our credentials."""
@@ -321,37 +386,45 @@ class Dispatcher:
         log = self._log.bind(event_id=delivery.event.id, callback=delivery.callback_id, attempts=delivery.attempts)
         match outcome.verdict:
             case Delivered():
-                self.counters.delivered += 1
                 log.debug("delivery.settled", answer=outcome.answer)
             case TryAgain(wait):
                 log.info("delivery.failed", answer=outcome.answer, retry_in_s=round(wait.total_seconds(), 1))
             case GiveUp(reason):
-                self.counters.dead += 1
                 log.warning("delivery.died", answer=outcome.answer, reason=reason)
 
     # Time
 
-    def _at(self, moment: datetime, action: Callable[[], None]) -> None:
-        heappush(self._timers, (moment, next(self._ticket), action))
-        self._arm()
+    def _at(self, when_s: float, action: Callable[[], None]) -> None:
+        heappush(self._agenda, (when_s, next(self._ticket), action))
+        self._set_alarm()
 
-    def _arm(self) -> None:
-        if not self._timers or (self._timer is not None and self._timer_at is not None and self._timer_at <= self._timers[0][0]):
+    def _set_alarm(self) -> None:
+        """One timer for the whole agenda, set to what comes first."""
+        if self._is_stopping or not self._agenda or self._agenda[0][0] >= self._alarm_at:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._timers[0][0]
-        delay = max((self._timer_at - self._clock()).total_seconds(), 0.001)
-        self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = self._agenda[0][0]
+        self._alarm = self._timers.call_at(self._alarm_at, self._ring)
 
-    def _fire(self) -> None:
-        self._timer = self._timer_at = None
-        now = self._clock()
-        while self._timers and self._timers[0][0] <= now:
-            _, _, action = heappop(self._timers)
+    def _ring(self) -> None:
+        self._alarm, self._alarm_at = None, math.inf
+        now_s = self._timers.time() + _TIMER_STEP_S
+        while self._agenda and self._agenda[0][0] <= now_s:
+            _, _, action = heappop(self._agenda)
             action()
-        self._arm()
+        self._set_alarm()
         self._pump()
+
+    async def _sleep(self, seconds: float) -> None:
+        over = asyncio.Event()
+        timer = self._timers.call_at(self._timers.time() + seconds, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
+
+    # Stopping
 
     async def settled(self) -> None:
         """Wait until no attempt is under way and every outcome is durable."""
@@ -359,17 +432,19 @@ class Dispatcher:
             self._quiet.clear()
             await self._quiet.wait()
 
-    # Stopping
+    def stop(self) -> None:
+        """Start nothing more; outcomes go on being settled. Safe to repeat."""
+        self._is_stopping = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def drain(self, grace: timedelta) -> bool:
-        """Start nothing more and wait until what is in flight has ended and is durable; False when `grace` ran out."""
-        self._is_stopping = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._note_quiet()
+        """Stop, and wait until what is in flight has ended and is durable; False when `grace` ran out."""
+        self.stop()
         try:
             async with asyncio.timeout(grace.total_seconds()):
-                await self._quiet.wait()
+                await self.settled()
         except TimeoutError:
             return False
         return True
@@ -377,6 +452,10 @@ class Dispatcher:
     def _note_quiet(self) -> None:
         if not (self._in_flight or self._outbox or self._is_settling):
             self._quiet.set()
+
+
+def _may_post(queue: CallbackQueue) -> bool:
+    return queue.writer is not None and not queue.paused_until
 
 
 def _read(outcome: Outcome) -> tuple[int | None, str | None, str, str]:
@@ -388,14 +467,12 @@ def _read(outcome: Outcome) -> tuple[int | None, str | None, str, str]:
             return None, None, reason, ""
 
 
-def _settlement(outcome: _Outcome) -> Settlement:
-    delivery = outcome.delivery
-    match outcome.verdict:
+def _settlement(delivery: Delivery, verdict: Verdict, now: datetime, text: str) -> Settlement:
+    match verdict:
         case Delivered():
             state, due_at = DeliveryState.DELIVERED, None
         case TryAgain(wait):
-            state, due_at = DeliveryState.WAITING, outcome.at + wait
+            state, due_at = DeliveryState.WAITING, now + wait
         case GiveUp():
             state, due_at = DeliveryState.DEAD, None
-    text = f"{outcome.answer} {outcome.excerpt[:_EXCERPT_SHOWN]}".strip()
     return Settlement(delivery.event.seq, delivery.callback_id, state, delivery.attempts, due_at, text)

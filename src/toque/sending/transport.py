@@ -215,11 +215,11 @@ class _Keeper:
 
     # Connections.
 
-    def opened(self, connection: _Connection) -> None:
-        """Take note of a new connection. It has a time to live, lest one be left that its dial gave up just then."""
-        self._connections.add(connection)
-        connection.pool.users += 1
-        connection.due = self._loop.time() + self._limits.idle_timeout_s
+    def _adopt(self, connection: _Connection) -> None:
+        """Take note of a new connection; only now, as the loop does not report the end of one whose dial was broken off."""
+        if not connection.is_closed:
+            self._connections.add(connection)
+            connection.pool.users += 1
 
     def release(self, connection: _Connection) -> bool:
         """Keep a connection for the next post; False when enough are kept already."""
@@ -239,6 +239,8 @@ class _Keeper:
             self.idle_count -= 1
 
     def closed(self, connection: _Connection) -> None:
+        if connection not in self._connections:
+            return
         self.withdraw(connection)
         self._connections.discard(connection)
         self._leave(connection.pool)
@@ -266,7 +268,9 @@ class _Keeper:
         if not isinstance(result, _Connection):
             is_late = self._loop.time() >= dial.deadline
             self._end_dial(dial, self._no_answer if is_late else result)
-        elif self._forget(dial):
+            return
+        self._adopt(result)
+        if self._forget(dial):
             result.send(dial.post, dial.on_outcome, dial.deadline)
 
     async def _connect(self, dial: _Dial) -> _Connection | Unreachable | Forbidden:
@@ -330,7 +334,6 @@ class _Connection(asyncio.Protocol):
         "_feed",
         "_has_ended",
         "_is_busy",
-        "_is_closed",
         "_keeper",
         "_keeps_alive",
         "_on_outcome",
@@ -343,6 +346,7 @@ class _Connection(asyncio.Protocol):
         "_uses",
         "_write",
         "due",
+        "is_closed",
         "pool",
     )
 
@@ -350,13 +354,13 @@ class _Connection(asyncio.Protocol):
         self.pool = pool
         self.due = float("inf")
         """When the attempt's or the idle time is over, on the loop's clock."""
+        self.is_closed = False
         self._keeper = keeper
         self._transport: asyncio.Transport
         self._post: Post
         self._on_outcome: OnOutcome | None = None
         self._uses = 0
         self._is_busy = False
-        self._is_closed = False
         # The answer that is being read; `send` sets it back.
         self._status: int | None = None
         self._retry_after: str | None = None
@@ -368,7 +372,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, post: Post, on_outcome: OnOutcome, deadline: float) -> None:
         """Make the attempt over this connection, which is idle."""
-        if self._is_closed:  # before it could be used for the first time
+        if self.is_closed:  # before it could be used for the first time
             self._keeper.tell(post, on_outcome, Unreachable("connection closed without an answer"))
             return
         self._post = post
@@ -396,7 +400,6 @@ class _Connection(asyncio.Protocol):
         self._write = self._transport.write
         self._parser = httptools.HttpResponseParser(self)
         self._feed = self._parser.feed_data
-        self._keeper.opened(self)
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy:
@@ -419,7 +422,7 @@ class _Connection(asyncio.Protocol):
             self.end(Unreachable("head of the answer too long"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._is_closed = True
+        self.is_closed = True
         self._keeper.closed(self)
         if self._on_outcome is not None and self._uses > 1 and not self._received:
             # The peer closed it while the post was on its way: a race that every kept connection can lose.

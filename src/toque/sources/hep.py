@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import cast
 
 import structlog
 
@@ -157,12 +158,11 @@ class _HepStream(asyncio.Protocol):
         self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
         self._sender = str((transport.get_extra_info("peername") or ("?",))[0])
         if not self._listener.is_allowed(self._sender):
             self._listener.refuse(self._sender, "sender not in allow_from")
-            transport.abort()
+            self._transport.abort()
             return
         self._listener.joined(self)
 

@@ -49,10 +49,10 @@ class Sealer:
             return sealed.removeprefix(_PLAIN)
         if self._cipher is None or not sealed.startswith(_SEALED):
             raise WrongKey
-        data = b64decode(sealed.removeprefix(_SEALED))
         try:
+            data = b64decode(sealed.removeprefix(_SEALED), validate=True)
             return self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], None).decode()
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise WrongKey from None
 
     def is_current(self, sealed: str) -> bool:

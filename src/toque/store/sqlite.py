@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from toque.callbacks.delivery import Delivery, Settlement
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.lines import Line
 from toque.calls.model import CallIdentity, Snapshot, StatusChange
-from toque.errors import InputError, SettingsError, StoreError
+from toque.errors import IllegalStep, SettingsError, StoreError, ToqueError
 from toque.store import sqlite_events as ledger
 from toque.store import sqlite_registry as accounts
 from toque.store.contract import Appended, Removal
@@ -34,7 +35,13 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 10.0  # how long a command waits for the server's transaction, or the server for a command's
 _JOBS_A_COMMIT = 256
+_EVENTS_A_STEP = 5_000  # of a removed client: each step is a commit, and others' commits come between
+_CACHE_KIB = 65_536  # the writer's: it holds the index of calls' names for some hundred thousand calls
 _FILE_MODE = 0o600
+_APPLICATION_ID = 0x746F7175  # "toqu": what kind of SQLite file this is
+_OUR_FAULT = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
+# Codes that mean: this file is not, or can never be, the store. Others may pass.
+_UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
 
 
 def utc_now() -> datetime:
@@ -76,15 +83,17 @@ class SqliteStore:
         self._ledger = ledger.EventLedger(payloads)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock: int | None = None
-        self._closed = False
+        self._is_closed = False
+        self._closing = threading.Lock()
         _create_private(path)
         self._writer = _connect(path)
         try:
             self._prepare()
+            self._reader = _connect(path)
         except BaseException:
             self._writer.close()
             raise
-        self._reader = _connect(path)
+        self._writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._reader.execute("PRAGMA query_only = ON")
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="toque-reader")
         self._thread = threading.Thread(target=self._run_writer, name="toque-writer", daemon=True)
@@ -92,27 +101,34 @@ class SqliteStore:
 
     def lock(self) -> None:
         """Claim the store for one server. Raises `SettingsError` when another has it."""
-        handle = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        real = self.path.resolve()
+        try:
+            handle = os.open(real.with_name(real.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        except OSError as error:
+            raise _unusable(self.path, f"{real}.lock cannot be opened for writing: {error.strerror}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            problem = f"another toque server uses {self.path}; give each server a store of its own"
-            raise SettingsError("store", str(self.path), problem) from None
+            raise _unusable(self.path, f"another toque server uses {self.path}; give each server a store of its own") from None
         self._lock = handle
 
     async def close(self) -> None:
         """Finish the waiting jobs and let go of the file."""
-        if self._closed:
-            return
-        self._closed = True
-        self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._readers.shutdown()
-        self._reader.close()
-        self._writer.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.put(None)
+        await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
+        with self._closing:
+            self._thread.join()
+            self._readers.shutdown()
+            self._reader.close()
+            self._writer.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     async def ping(self) -> None:
         """See `Store.ping`."""
@@ -147,7 +163,10 @@ class SqliteStore:
 
     async def remove_client(self, client_id: str) -> bool:
         """See `Store.remove_client`."""
-        return await self._write(lambda c: accounts.remove_client(c, client_id))
+        is_known = await self._write(lambda c: accounts.remove_client(c, client_id))
+        while await self._write(lambda c: ledger.drop_events(c, client_id, _EVENTS_A_STEP)):
+            pass
+        return is_known
 
     async def add_lines(self, lines: Sequence[Line]) -> int:
         """See `Store.add_lines`."""
@@ -200,7 +219,7 @@ class SqliteStore:
     # Threads
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._closed:
+        if self._is_closed:
             msg = "the store is closed"
             raise StoreError(msg)
         job = _Job(work, asyncio.get_running_loop())
@@ -209,20 +228,20 @@ class SqliteStore:
         return result
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._closed:
+        if self._is_closed:
             msg = "the store is closed"
             raise StoreError(msg)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._in_snapshot, work)
 
     def _in_snapshot(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """All that a job reads is of one moment."""
         try:
             self._reader.execute("BEGIN")
-            try:
-                return work(self._reader)
-            finally:
-                self._reader.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise _translated(error) from error
+            return work(self._reader)
+        except Exception as error:  # noqa: BLE001 - translated once, here
+            raise _translated(error) from None
+        finally:
+            _roll_back(self._reader)
 
     def _run_writer(self) -> None:
         while True:
@@ -250,9 +269,8 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody may be told that it is durable
             self._ledger.forget()
             _roll_back(connection)
-            told = _translated(error)
             for job in jobs:
-                job.error = job.error or told
+                job.error = job.error or _translated(error)
 
     def _run_job(self, connection: sqlite3.Connection, job: _Job) -> None:
         connection.execute("SAVEPOINT job")
@@ -270,18 +288,20 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         connection = self._writer
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             _migrate(connection, self.path)
-            accounts.reseal(connection, self._sealer)
+            is_resealed = accounts.reseal(connection, self._sealer)
             connection.execute("COMMIT")
+            if is_resealed:  # what was plain text must not stay behind in the log
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except WrongKey:
-            _roll_back(connection)
             problem = "the store's secrets were encrypted under another key, or TOQUE_SECRET_KEY is missing"
             raise SettingsError("secret_key", str(self.path), problem) from None
-        except BaseException:
+        except sqlite3.Error as error:
+            raise _unopened(self.path, error) from error
+        finally:
             _roll_back(connection)
-            raise
 
 
 def _tell(jobs: Sequence[_Job]) -> None:
@@ -300,34 +320,52 @@ def _tell(jobs: Sequence[_Job]) -> None:
 
 
 def _create_private(path: Path) -> None:
+    """Make the file, or its mode, ours alone; SQLite gives its log the same mode.
+
+    A file that exists is not opened: closing it would drop the locks of every other connection of this process (fcntl(2)).
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE))
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE))
         path.chmod(_FILE_MODE)
     except OSError as error:
-        problem = f"{path} cannot be opened for writing: {error.strerror}"
-        raise SettingsError("store", str(path), problem) from None
+        raise _unusable(path, f"{path} cannot be opened for writing: {error.strerror}") from None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
-    )
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        connection = sqlite3.connect(
+            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+    except sqlite3.Error as error:
+        raise _unopened(path, error) from error
+    try:
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise _unusable(path, f"{path} lies on a file system that cannot share memory between processes; use a local one")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-    except sqlite3.DatabaseError as error:
+        connection.execute("PRAGMA secure_delete = ON")  # secrets and erased numbers leave the file, too
+    except sqlite3.Error as error:
         connection.close()
-        raise SettingsError("store", str(path), f"{path} is not a toque store: {error}") from None
+        raise _unopened(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != _APPLICATION_ID:
+        raise _unusable(path, f"{path} is not a toque store: it is another program's database")
     if version > len(MIGRATIONS):
-        problem = f"{path} was written by a newer toque (schema {version}, this one knows {len(MIGRATIONS)})"
-        raise SettingsError("store", str(path), problem)
+        raise _unusable(path, f"{path} was written by a newer toque (schema {version}, this one knows {len(MIGRATIONS)})")
+    if not tables:
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         for statement in filter(str.strip, script.split(";\n")):
             connection.execute(statement)
@@ -335,19 +373,33 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    try:
+    """Leave no transaction open, whatever went wrong in it."""
+    with suppress(sqlite3.Error):  # SQLite may have rolled back by itself, as it does when the disk is full
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    except sqlite3.Error:
-        return  # SQLite has rolled back by itself, as it does when the disk is full
+
+
+def _unusable(path: Path, problem: str) -> SettingsError:
+    return SettingsError("store", str(path), problem)
+
+
+def _unopened(path: Path, error: sqlite3.Error) -> SettingsError | StoreError:
+    """Why a store cannot be opened: the setting is wrong, or it may work later."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNUSABLE:
+        return _unusable(path, f"{path} is not a toque store, or may not be written: {error}")
+    return StoreError(f"{path} cannot be opened: {error}")
 
 
 def _translated(error: Exception) -> Exception:
     """A foreign error in our words; our own stay as they are."""
-    if isinstance(error, InputError | StoreError | SettingsError):
+    if isinstance(error, ToqueError):
         return error
+    told: ToqueError
     if isinstance(error, WrongKey):
-        return StoreError("a secret in the store cannot be decrypted")
-    if isinstance(error, sqlite3.Error):
-        return StoreError(f"{type(error).__name__}: {error}")
-    return error
+        told = StoreError("a secret in the store cannot be decrypted")
+    elif isinstance(error, MemoryError) or (isinstance(error, sqlite3.Error) and not isinstance(error, _OUR_FAULT)):
+        told = StoreError(f"{type(error).__name__}: {error}")
+    else:
+        told = IllegalStep(f"{type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

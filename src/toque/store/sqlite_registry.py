@@ -20,6 +20,7 @@ from toque.store.sqlite_rows import from_us, from_us_or_none, to_us, to_us_or_no
 _CALLBACK_COLUMNS = """id, code, client_id, url, credentials, pin, secret, old_secret, old_secret_until, created_at,
     disabled_at, disabled_reason"""
 CODE_BYTES = 20  # 40 hex digits
+_LAST_CHARACTER = chr(0x10FFFF)
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -48,9 +49,9 @@ def registry(connection: sqlite3.Connection, sealer: Sealer, now: datetime) -> R
     return Registry(version(connection), clients, lines, callbacks)
 
 
-def _lines(connection: sqlite3.Connection) -> list[Line]:
-    rows = connection.execute("SELECT client_id, pin, kind, number FROM lines ORDER BY id")
-    return [Line(client_id, pin, LineKind(kind), number) for client_id, pin, kind, number in rows]
+def _lines(connection: sqlite3.Connection, which: str = "TRUE", values: Sequence[str] = ()) -> list[Line]:
+    rows = connection.execute(f"SELECT client_id, pin, kind, number FROM lines WHERE {which} ORDER BY id", values)  # noqa: S608
+    return [Line(client_id, pin, LineKind(kind), number) for client_id, pin, kind, number in rows.fetchall()]
 
 
 def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
@@ -82,17 +83,18 @@ def token_key(connection: sqlite3.Connection, sealer: Sealer) -> bytes:
     return bytes.fromhex(sealer.open(stored))
 
 
-def reseal(connection: sqlite3.Connection, sealer: Sealer) -> None:
-    """Write every secret as this sealer would. Raises `WrongKey` when one cannot be opened."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'token_key'").fetchone()
-    if row is not None and (text := sealer.open(row[0])) is not None and not sealer.is_current(row[0]):
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'token_key'", (sealer.seal(text),))
-    for column in ("credentials", "secret", "old_secret"):
-        found = connection.execute(f"SELECT id, {column} FROM callbacks WHERE {column} IS NOT NULL").fetchall()  # noqa: S608
-        for identifier, sealed in found:
+def reseal(connection: sqlite3.Connection, sealer: Sealer) -> bool:
+    """Write every secret as this sealer would; returns whether one was not. Raises `WrongKey` when one cannot be opened."""
+    changed = False
+    places = [("meta", "name", "value", "name = 'token_key'")]
+    places += [("callbacks", "id", column, f"{column} IS NOT NULL") for column in ("credentials", "secret", "old_secret")]
+    for table, key, column, which in places:
+        for identifier, sealed in connection.execute(f"SELECT {key}, {column} FROM {table} WHERE {which}").fetchall():  # noqa: S608
+            text = sealer.open(sealed)
             if not sealer.is_current(sealed):
-                again = sealer.seal(sealer.open(sealed))
-                connection.execute(f"UPDATE callbacks SET {column} = ? WHERE id = ?", (again, identifier))  # noqa: S608
+                connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (sealer.seal(text), identifier))  # noqa: S608
+                changed = True
+    return changed
 
 
 # Clients
@@ -113,7 +115,7 @@ def add_client(connection: sqlite3.Connection, client: Client) -> None:
             ),
         )
     except sqlite3.IntegrityError:
-        msg = f"there is a client named {client.name!r} already"
+        msg = f"there is a client {client.client_id!r}, or one named {client.name!r}, already"
         raise InputError(msg) from None
     _changed(connection)
 
@@ -137,9 +139,19 @@ def disable_client(connection: sqlite3.Connection, client_id: str, at: datetime 
 
 
 def remove_client(connection: sqlite3.Connection, client_id: str) -> bool:
-    """See `Store.remove_client`. Its lines, callbacks and their deliveries go by foreign key; its events have no other reader."""
-    connection.execute("DELETE FROM events WHERE client_id = ?", (client_id,))
+    """See `Store.remove_client`. Lines and callbacks go by foreign key; settled deliveries go with their events, afterwards."""
+    connection.execute(
+        """DELETE FROM deliveries WHERE state = 'waiting'
+           AND callback_id IN (SELECT id FROM callbacks WHERE client_id = ?)""",
+        (client_id,),
+    )
     return _one_changed(connection, "DELETE FROM clients WHERE client_id = ?", (client_id,))
+
+
+def _check_client(connection: sqlite3.Connection, client_id: str) -> None:
+    if connection.execute("SELECT 1 FROM clients WHERE client_id = ?", (client_id,)).fetchone() is None:
+        msg = f"there is no client {client_id!r}"
+        raise InputError(msg)
 
 
 # Lines
@@ -147,32 +159,50 @@ def remove_client(connection: sqlite3.Connection, client_id: str) -> bool:
 
 def add_lines(connection: sqlite3.Connection, lines: Sequence[Line]) -> int:
     """See `Store.add_lines`."""
-    known = _lines(connection)
+    for client_id in {line.client_id for line in lines}:
+        _check_client(connection, client_id)
     added = 0
     for line in lines:
-        if line in known:
+        (twin,) = _lines(connection, "kind = ? AND number = ?", (str(line.kind), line.number)) or (None,)
+        if line == twin:
             continue
-        _check_line(line, known)
+        if twin is not None and twin.client_id == line.client_id:
+            msg = f"{line.text} is already a line of this client's pin {twin.pin}"
+            raise InputError(msg)
+        other = conflict(line, _rivals(connection, line))
+        if other is not None:
+            msg = f"{line.text} belongs to another client: {other.client_id}, pin {other.pin}, line {other.text}"
+            raise InputError(msg)
         connection.execute(
             "INSERT INTO lines (client_id, pin, kind, number) VALUES (?, ?, ?, ?)",
             (line.client_id, line.pin, str(line.kind), line.number),
         )
-        known.append(line)
         added += 1
     if added:
         _changed(connection)
     return added
 
 
-def _check_line(line: Line, known: Sequence[Line]) -> None:
-    other = conflict(line, known)
-    if other is not None:
-        msg = f"{line.text} belongs to another client: {other.client_id}, pin {other.pin}, line {other.text}"
-        raise InputError(msg)
-    twin = next((k for k in known if (k.client_id, k.kind, k.number) == (line.client_id, line.kind, line.number)), None)
-    if twin is not None:
-        msg = f"{line.text} is already a line of this client's pin {twin.pin}"
-        raise InputError(msg)
+def _rivals(connection: sqlite3.Connection, line: Line) -> list[Line]:
+    """The lines of other clients that `conflict` may object to: found by index, since there may be very many lines."""
+    beginnings = [line.number[:length] for length in range(1, len(line.number) + 1)]
+    same = "kind = ? AND number = ?"
+    match line.kind:
+        case LineKind.EXACT:
+            which = f"{same} OR kind = 'prefix' AND number IN ({_marks(beginnings)}) OR kind = 'pattern'"
+            values = [str(line.kind), line.number, *beginnings]
+        case LineKind.PREFIX:
+            continued = "number BETWEEN ? AND ?"
+            which = f"kind IN ('exact', 'prefix') AND {continued} OR kind = 'prefix' AND number IN ({_marks(beginnings)})"
+            values = [line.number, line.number + _LAST_CHARACTER, *beginnings]
+        case LineKind.PATTERN:
+            which = f"{same} OR kind = 'exact'"
+            values = [str(line.kind), line.number]
+    return _lines(connection, f"({which}) AND client_id <> ?", [*values, line.client_id])
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))
 
 
 def remove_lines(connection: sqlite3.Connection, client_id: str, pin: str, lines: Sequence[Line] | None) -> int:
@@ -204,6 +234,7 @@ def register_callback(
 ) -> Registered | TooMany:
     """See `Store.register_callback`; `registration` is client_id, url, credentials, pin."""
     client_id, url, credentials, pin = registration
+    _check_client(connection, client_id)
     sealed = None if credentials is None else sealer.seal(credentials)
     where = "client_id = ? AND url = ? AND coalesce(pin, '') = ? AND removed_at IS NULL"
     row = connection.execute(f"SELECT id FROM callbacks WHERE {where}", (client_id, url, pin or "")).fetchone()  # noqa: S608
@@ -218,7 +249,7 @@ def register_callback(
         row = connection.execute(
             """INSERT INTO callbacks (code, client_id, url, credentials, pin, secret, created_at)
                VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id""",
-            (os.urandom(CODE_BYTES).hex(), client_id, url, sealed, pin, secret, to_us(now)),
+            (os.urandom(CODE_BYTES).hex(), client_id, url, sealed, pin or None, secret, to_us(now)),
         ).fetchone()
     else:  # registering again is also how a customer brings a disabled URL back
         connection.execute(
@@ -247,7 +278,8 @@ def remove_callback(connection: sqlite3.Connection, client_id: str, code: str, n
 def disable_callback(connection: sqlite3.Connection, callback_id: int, reason: str, now: datetime) -> None:
     """See `Store.disable_callback`."""
     at = to_us(now)
-    statement = "UPDATE callbacks SET disabled_at = ?, disabled_reason = ? WHERE id = ? AND disabled_at IS NULL"
+    statement = """UPDATE callbacks SET disabled_at = ?, disabled_reason = ?
+        WHERE id = ? AND disabled_at IS NULL AND removed_at IS NULL"""
     if _one_changed(connection, statement, (at, reason, callback_id)):
         connection.execute(
             """UPDATE deliveries SET state = 'dead', settled_at = ?, due_at = NULL, outcome = ?

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import chain
 from typing import Any
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,30 +39,35 @@ def write_many(connection: sqlite3.Connection, template: str, rows: Sequence[Seq
 
     One statement for many rows, since every step of a statement hands the interpreter lock over and back.
     """
+    for chunk in _chunks(rows):
+        connection.execute(_statement(template, chunk), _flat(chunk))
+
+
+def read_json(connection: sqlite3.Connection, template: str, keys: Sequence[Sequence[Any]]) -> list[str]:
+    """What a query with one JSON text as its only row says of these keys, `{values}` in it standing for them.
+
+    One row, for the same reason.
+    """
+    return [text for chunk in _chunks(keys) for (text,) in connection.execute(_statement(template, chunk), _flat(chunk))]
+
+
+def _chunks(rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
     start = 0
     for size in _CHUNKS:
         while len(rows) - start >= size:
-            chunk = rows[start : start + size]
-            connection.execute(_statement(template, size, len(chunk[0])), [value for row in chunk for value in row])
+            yield rows[start : start + size]
             start += size
+
+
+def _flat(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    return list(chain.from_iterable(rows))
+
+
+def _statement(template: str, rows: Sequence[Sequence[Any]]) -> str:
+    return _filled_in(template, len(rows), len(rows[0]))
 
 
 @cache
-def _statement(template: str, rows: int, columns: int) -> str:
+def _filled_in(template: str, rows: int, columns: int) -> str:
     row = "(" + ",".join("?" * columns) + ")"
     return template.replace("{values}", ",".join([row] * rows))
-
-
-def read_in(connection: sqlite3.Connection, template: str, keys: Iterable[Sequence[Any]]) -> list[Any]:
-    """All rows that a query finds for these keys, `{values}` in it standing for them."""
-    wanted = list(keys)
-    found: list[Any] = []
-    start = 0
-    for size in _CHUNKS:
-        while len(wanted) - start >= size:
-            chunk = wanted[start : start + size]
-            found += connection.execute(
-                _statement(template, size, len(chunk[0])), [value for key in chunk for value in key]
-            ).fetchall()
-            start += size
-    return found

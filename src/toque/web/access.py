@@ -9,6 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import IPv6Address, ip_address, ip_network
+from math import ceil
+from weakref import WeakValueDictionary
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -20,7 +23,12 @@ from toque.callbacks.token import TokenClaims, TokenError, mint, verify
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 _NOBODY = _HASHER.hash(secrets.token_hex(16))  # checked for unknown clients, so that they take as long as known ones
 _CHECKS_AT_ONCE = 2
+MAX_CHECKS = 100  # under way and waiting, from as many addresses: some seconds' worth; who comes later shall come again
+_BUSY_RETRY_AFTER_S = 3
 _MAX_REMEMBERED = 50_000  # keys of the limiter
+_MAX_KEY_CHARACTERS = 64  # client_ids have 16; what an attacker makes up may not fill the memory
+_IPV6_NETWORK_BITS = 64  # what one subscriber has; single addresses cost nothing (RFC 6177)
+_ADDRESS_SHARE = 10  # one address may stand for several clients behind one NAT
 CLIENT_SECRET_BYTES = 32
 
 
@@ -44,6 +52,14 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
         self.retry_after_s = retry_after_s
 
 
+class Busy(Exception):  # noqa: N818 - an answer, not a fault
+    """More secrets wait to be checked than this server should take on."""
+
+    def __init__(self) -> None:
+        super().__init__("too many checks wait")
+        self.retry_after_s = _BUSY_RETRY_AFTER_S
+
+
 @dataclass(slots=True)
 class _Tries:
     since: datetime
@@ -58,18 +74,22 @@ class AttemptLimiter:
         self._window = window
         self._tries: OrderedDict[object, _Tries] = OrderedDict()
 
-    def begin(self, key: object, now: datetime) -> int | None:
-        """Count an attempt, which `succeeded` may take back. The seconds to wait when there were too many, else None."""
+    def wait_s(self, key: object, now: datetime) -> int:
+        """The seconds until the next attempt is allowed; 0 when it is now."""
+        tries = self._tries.get(key)
+        if tries is None or tries.count < self._limit or now - tries.since >= self._window:
+            return 0
+        return max(1, ceil((tries.since + self._window - now).total_seconds()))
+
+    def begin(self, key: object, now: datetime) -> None:
+        """Count an attempt as a failure, which `succeeded` takes back."""
         tries = self._tries.get(key)
         if tries is None or now - tries.since >= self._window:
             tries = self._tries[key] = _Tries(now)
-            while len(self._tries) > _MAX_REMEMBERED:
-                self._tries.popitem(last=False)
-        self._tries.move_to_end(key)
-        if tries.count >= self._limit:
-            return max(1, int((tries.since + self._window - now).total_seconds() + 0.999))
         tries.count += 1
-        return None
+        self._tries.move_to_end(key)
+        while len(self._tries) > _MAX_REMEMBERED:
+            self._tries.popitem(last=False)
 
     def succeeded(self, key: object) -> None:
         """The attempt was a good one."""
@@ -96,7 +116,9 @@ class Access:
         self._clock = clock
         self.lifetime = lifetime
         self._by_client = AttemptLimiter(failures, window)
-        self._by_address = AttemptLimiter(failures * 10, window)
+        self._by_address = AttemptLimiter(failures * _ADDRESS_SHARE, window)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._checks = 0  # under way or waiting for a thread
         self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="toque-argon2")
 
     def close(self) -> None:
@@ -104,23 +126,40 @@ class Access:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def grant(self, client_id: str, client_secret: str, address: str) -> str:
-        """A token for the right secret. Raises `Refused`."""
-        now = self._clock()
-        keys = ((self._by_client, (client_id, address)), (self._by_address, address))
-        for limiter, key in keys:
-            wait_s = limiter.begin(key, now)
-            if wait_s is not None:
+        """A token for the right secret. Raises `Refused`, or `Busy` when too many wait already.
+
+        One address has one check at a time: so no number of guesses at once gets past the limit, and a burst of good requests
+        is answered one by one, not refused.
+        """
+        origin = _origin(address)
+        async with self._turns.setdefault(origin, asyncio.Lock()):
+            now = self._clock()
+            keys = ((self._by_client, (client_id[:_MAX_KEY_CHARACTERS], origin)), (self._by_address, origin))
+            wait_s = max(limiter.wait_s(key, now) for limiter, key in keys)
+            if wait_s:
                 raise Refused("tentativas demais; aguarde", error="invalid_client", retry_after_s=wait_s)
+            if self._checks >= MAX_CHECKS:
+                raise Busy
+            for limiter, key in keys:
+                limiter.begin(key, now)
+            client = await self._checked(client_id, client_secret)
+            for limiter, key in keys:
+                limiter.succeeded(key)
+        return mint(self._key, TokenClaims(client_id, client.secret_version), self._clock() + self.lifetime)
+
+    async def _checked(self, client_id: str, client_secret: str) -> Client:
+        """The client, if this is its secret. Raises `Refused`."""
         client = self._registry().clients.get(client_id)
         known_hash = client.secret_hash if client is not None else _NOBODY
-        loop = asyncio.get_running_loop()
-        is_right = await loop.run_in_executor(self._threads, _is_right, known_hash, client_secret)
+        self._checks += 1
+        try:
+            is_right = await asyncio.get_running_loop().run_in_executor(self._threads, _is_right, known_hash, client_secret)
+        finally:
+            self._checks -= 1
         client = self._registry().clients.get(client_id)  # it may have been rotated or removed while we computed
         if not is_right or client is None or client.secret_hash != known_hash or client.disabled_at is not None:
             raise Refused("client_id ou client_secret incorreto", error="invalid_client")
-        for limiter, key in keys:
-            limiter.succeeded(key)
-        return mint(self._key, TokenClaims(client_id, client.secret_version), self._clock() + self.lifetime)
+        return client
 
     def admit(self, token: str) -> Client:
         """The client that a token stands for. Raises `Refused`."""
@@ -134,6 +173,17 @@ class Access:
         if client is None or client.secret_version != claims.secret_version or client.disabled_at is not None:
             raise Refused("access_token revogado")
         return client
+
+
+def _origin(address: str) -> str:
+    """Whom attempts are counted for: an IPv4 address, the network of an IPv6 one, or what else a proxy told us."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:_MAX_KEY_CHARACTERS]
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ip_network((parsed, _IPV6_NETWORK_BITS), strict=False))
 
 
 def _is_right(known_hash: str, secret: str) -> bool:

@@ -11,15 +11,16 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import structlog
 
 from toque.callbacks.callback import Callback, Client, Registry, TooMany
-from toque.callbacks.url import parse_url
+from toque.callbacks.url import MAX_URL_LENGTH, TargetUrl, parse_url
 from toque.errors import InputError, StoreError
 from toque.store.contract import Removal, Store
-from toque.web.access import Access, Refused
+from toque.web.access import Access, Busy, Refused
 from toque.web.envelopes import (
     ALREADY_REMOVED,
     AUTHENTICATION,
@@ -30,16 +31,29 @@ from toque.web.envelopes import (
     envelope,
     render,
 )
-from toque.web.forms import FormError, read_fields
+from toque.web.forms import FormError, glimpse_format, read_fields
+from toque.web.methods import ACCESS_TOKEN, FORMAT, FORMATO, Field, Member, Method, allow_header
 
-_FORMATS = ("json", "xml")
 _RETRY_AFTER_STORE_S = 2
-MAX_PIN_CHARACTERS = 100
+_SHOWN_OF_CODE = 64
+# OAuth's words (RFC 6749, 5.2), which clients look for in every answer to a token request that has no token.
+_OAUTH_WORDS = {PARAMETER: "invalid_request", FAILURE: "server_error", AUTHENTICATION: "invalid_client"}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as it came. `headers` have lower-case names; `address` is the customer's, behind trusted proxies too."""
+
+    verb: str
+    query: bytes
+    headers: Mapping[str, str]
+    body: bytes
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, read. `address` is the customer's, behind trusted proxies too."""
+    """One request, read."""
 
     fields: Mapping[str, str]
     headers: Mapping[str, str]
@@ -57,26 +71,17 @@ class Answer:
 
 
 class Problem(Exception):  # noqa: N818 - an answer to the customer, not a fault of ours
-    """An answer that is not `000`."""
+    """An answer that is not `000`. `error` is OAuth's word for it, where there is one."""
 
-    def __init__(self, http_status: int, codigo: str, msg: str, *, headers: Mapping[str, str] | None = None, **more: str) -> None:
+    def __init__(
+        self, http_status: int, codigo: str, msg: str, *, headers: Mapping[str, str] | None = None, error: str | None = None
+    ) -> None:
         super().__init__(msg)
         self.http_status = http_status
         self.codigo = codigo
         self.msg = msg
         self.headers = headers or {}
-        self.more = more
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One row of the API."""
-
-    path: str
-    module: str
-    http_methods: tuple[str, ...]
-    handle: Callable[[DirectcallApi, Asked], Awaitable[dict[str, Any]]]
-    root: str = "directcall"
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,32 +111,33 @@ class DirectcallApi:
         self._refresh = refresh
         self._log = structlog.get_logger("toque.api")
 
-    async def answer(self, method: Method, query: bytes, headers: Mapping[str, str], body: bytes, address: str) -> Answer:
+    async def answer(self, method: Method, received: Received) -> Answer:
         """Do what was asked. Nothing is raised: whatever goes wrong is an answer in the asked format."""
-        form = "json"
+        form = glimpse_format(received.query, received.body)
         try:
-            try:
-                fields = read_fields(query, headers.get("content-type", ""), body)
-            except FormError as error:
-                form = _asked_format(error.fields, lenient=True)
-                raise Problem(error.http_status, PARAMETER, str(error)) from None
-            form = _asked_format(fields, lenient=True)
+            fields = _fields(method, received)
             form = _asked_format(fields)
-            told = await method.handle(self, Asked(fields, headers, address))
-        except Problem as problem:
-            return problem_answer(method, problem, form)
-        except Refused as refused:
-            return problem_answer(method, _problem_of(refused), form)
-        except StoreError as error:
-            self._log.error("api.store_failed", method=method.module, error=str(error))
-            wait = {"Retry-After": str(_RETRY_AFTER_STORE_S)}
-            return problem_answer(
-                method, Problem(503, FAILURE, "não foi possível gravar agora; tente de novo", headers=wait), form
-            )
-        except Exception:  # noqa: BLE001 - the customer gets an answer in the asked format, the log the reason
-            self._log.exception("api.failed", method=method.module)
-            return problem_answer(method, Problem(500, FAILURE, "erro interno"), form)
-        return Answer(200, *render(told, form, root=method.root))
+            told = await method.handle(self, Asked(fields, received.headers, received.address))
+            return Answer(200, *render(told, form, root=method.root))
+        except Exception as error:  # noqa: BLE001 - the customer gets an answer in the asked format, the log the reason
+            return problem_answer(method, self._problem(method, error), form)
+
+    def _problem(self, method: Method, error: Exception) -> Problem:
+        match error:
+            case Problem():
+                return error
+            case FormError():
+                return Problem(error.http_status, PARAMETER, str(error))
+            case Refused():
+                return _problem_of(error)
+            case Busy():
+                return _not_now(error.retry_after_s, "há pedidos de token demais; tente de novo")
+            case StoreError():
+                self._log.error("api.store_failed", method=method.module, error=str(error))
+                return _not_now(_RETRY_AFTER_STORE_S, "não foi possível gravar agora; tente de novo")
+            case _:
+                self._log.error("api.failed", method=method.module, exc_info=error)
+                return Problem(500, FAILURE, "erro interno")
 
     # Methods
 
@@ -159,7 +165,10 @@ class DirectcallApi:
         done = await self._store.register_callback(client.client_id, url.text, url.credentials, pin, limit=limit)
         if isinstance(done, TooMany):
             raise Problem(400, PARAMETER, f"limite de {done.limit} URLs por cliente atingido")
-        await self._refresh()
+        try:
+            await self._refresh()
+        except StoreError as error:  # it is registered, the secret is told only now, and the directory soon looks again
+            self._log.warning("directory.look_failed", error=str(error))
         self._log.info("callback.registered", client=client.client_id, code=done.callback.code, new=done.is_new)
         more = {"code": done.callback.code}
         if done.is_new:
@@ -174,7 +183,7 @@ class DirectcallApi:
             raise Problem(400, PARAMETER, "parâmetro obrigatório ausente: code")
         match await self._store.remove_callback(client.client_id, code):
             case Removal.UNKNOWN:
-                raise Problem(404, UNKNOWN_CODE, f'o code "{code[:64]}" não existe')
+                raise Problem(404, UNKNOWN_CODE, f'o code "{code[:_SHOWN_OF_CODE]}" não existe')
             case Removal.ALREADY_REMOVED:
                 raise Problem(404, ALREADY_REMOVED, "esta URL já foi removida")
             case Removal.REMOVED:
@@ -197,7 +206,7 @@ class DirectcallApi:
         token = asked.fields.get("access_token") or (bearer.strip() if scheme.lower() == "bearer" else "")
         return self._access.admit(token)
 
-    def _checked_url(self, text: str) -> Any:
+    def _checked_url(self, text: str) -> TargetUrl:
         if not text:
             raise Problem(400, PARAMETER, "parâmetro obrigatório ausente: url")
         try:
@@ -211,55 +220,159 @@ class DirectcallApi:
     def _checked_pin(self, client: Client, pin: str) -> str | None:
         if not pin:
             return None
-        if len(pin) > MAX_PIN_CHARACTERS or not self._registry().owns_pin(client.client_id, pin):
+        if not self._registry().owns_pin(client.client_id, pin):
             raise Problem(400, PARAMETER, "pin inválido: não pertence a este cliente")
         return pin
 
     def _entry(self, callback: Callback) -> dict[str, Any]:
-        url = parse_url(callback.url)
-        if callback.credentials is not None:
-            user = callback.credentials.partition(":")[0]
-            url = type(url)(url.scheme, url.host, url.port, url.target, f"{user}:")
         return {
             "code": callback.code,
-            "url": url.masked,
+            "url": _masked(callback),
             "pin": callback.pin,
             "criado": callback.created_at.astimezone(self._deployment.zone).strftime("%Y-%m-%d %H:%M:%S"),
             "saude": "saudavel" if callback.disabled_at is None else "desativado",
         }
 
 
+def _masked(callback: Callback) -> str:
+    """The URL as its owner may see it. A user without a password is a key by itself, so that is masked as well."""
+    if callback.credentials is None:
+        return callback.url
+    user, _, password = callback.credentials.partition(":")
+    shown = f"{quote(user, safe='')}:***" if password else "***"
+    return callback.url.replace("://", f"://{shown}@", 1)
+
+
+_PIN = Field("pin", "só as chamadas deste pin (uma linha, um ramal ou um produto do cliente); sem ele, todas")
+
 METHODS: tuple[Method, ...] = (
-    Method("/request_token", "request-token", ("POST",), DirectcallApi.request_token, root="oauth"),
-    Method("/voz/add-callback", "add-callback-status-chamada", ("POST",), DirectcallApi.add_callback),
-    Method("/voz/remove-callback", "remove-callback-status-chamada", ("POST",), DirectcallApi.remove_callback),
-    Method("/voz/list-callback", "list-callback-status-chamada", ("GET", "POST"), DirectcallApi.list_callbacks),
+    Method(
+        "/request_token",
+        "request-token",
+        ("POST",),
+        DirectcallApi.request_token,
+        text="Pede um token de acesso.",
+        fields=(
+            Field("client_id", "identificação do cliente; vale também HTTP Basic", is_required=True),
+            Field("client_secret", "segredo do cliente; vale também HTTP Basic", is_required=True),
+            Field("grant_type", "opcional, como no OAuth 2.0", choices=("client_credentials",)),
+            FORMAT,
+            FORMATO,
+        ),
+        members=(
+            Member("access_token", "o token, para o campo `access_token` dos outros métodos"),
+            Member("token_type", "sempre `Bearer`"),
+            Member("expires_in", "por quantos segundos o token vale", kind="integer"),
+        ),
+        problems=((401, AUTHENTICATION), (429, AUTHENTICATION)),
+        root="oauth",
+        takes_token=False,
+    ),
+    Method(
+        "/voz/add-callback",
+        "add-callback-status-chamada",
+        ("POST",),
+        DirectcallApi.add_callback,
+        text="Registra a URL que recebe os status das chamadas.",
+        fields=(
+            ACCESS_TOKEN,
+            Field(
+                "url",
+                "URL absoluta, http ou https, sem fragmento; pode trazer credenciais, `https://usuario:senha@host/caminho`",
+                is_required=True,
+                max_characters=MAX_URL_LENGTH,
+            ),
+            _PIN,
+            FORMAT,
+            FORMATO,
+        ),
+        members=(
+            Member("code", "identificador único da URL: 40 dígitos hexadecimais"),
+            Member("segredo", "segredo das assinaturas (`whsec_…`), mostrado só quando o `code` é novo", is_always=False),
+        ),
+        problems=((401, AUTHENTICATION),),
+    ),
+    Method(
+        "/voz/remove-callback",
+        "remove-callback-status-chamada",
+        ("POST",),
+        DirectcallApi.remove_callback,
+        text="Remove uma URL registrada.",
+        fields=(ACCESS_TOKEN, Field("code", "identificador da URL, como no registro", is_required=True), FORMAT, FORMATO),
+        problems=((401, AUTHENTICATION), (404, UNKNOWN_CODE), (404, ALREADY_REMOVED)),
+    ),
+    Method(
+        "/voz/list-callback",
+        "list-callback-status-chamada",
+        ("GET", "POST"),
+        DirectcallApi.list_callbacks,
+        text="Lista as URLs registradas.",
+        fields=(ACCESS_TOKEN, FORMAT, FORMATO),
+        members=(
+            Member("total", "quantas URLs estão registradas", kind="integer"),
+            Member(
+                "data",
+                "as URLs, na ordem do registro",
+                kind="array",
+                items=(
+                    Member("code", "identificador da URL"),
+                    Member("url", "a URL, com a senha mascarada"),
+                    Member("pin", "o pin do registro, ou nulo", may_be_null=True),
+                    Member("criado", "quando foi registrada, `AAAA-MM-DD HH:MM:SS`"),
+                    Member("saude", "`saudavel`, ou `desativado` quando não recebe mais nada"),
+                ),
+            ),
+        ),
+        problems=((401, AUTHENTICATION),),
+    ),
 )
 
 
 def problem_answer(method: Method, problem: Problem, form: str) -> Answer:
     """The answer that tells a problem."""
-    told = envelope(method.module, problem.codigo, problem.msg, **problem.more)
+    error = problem.error or (_OAUTH_WORDS.get(problem.codigo) if method.root == "oauth" else None)
+    more = {} if error is None else {"error": error, "error_description": problem.msg}
+    told = envelope(method.module, problem.codigo, problem.msg, **more)
     return Answer(problem.http_status, *render(told, form, root=method.root), problem.headers)
 
 
+def not_allowed(http_methods: tuple[str, ...]) -> Problem:
+    """The problem with a request by another HTTP method than these."""
+    headers = {"Allow": allow_header(http_methods)}
+    return Problem(405, PARAMETER, f"método HTTP não permitido: use {' ou '.join(http_methods)}", headers=headers)
+
+
+def _not_now(retry_after_s: int, msg: str) -> Problem:
+    return Problem(503, FAILURE, msg, headers={"Retry-After": str(retry_after_s)})
+
+
 def _problem_of(refused: Refused) -> Problem:
-    more = {"error": refused.error, "error_description": refused.text}
     if refused.retry_after_s is not None:
-        return Problem(429, AUTHENTICATION, refused.text, headers={"Retry-After": str(refused.retry_after_s)}, **more)
-    # RFC 6749 5.2 and RFC 6750 3: a 401 says how to authenticate.
-    challenge = 'Basic realm="toque"' if refused.error == "invalid_client" else f'Bearer realm="toque", error="{refused.error}"'
-    return Problem(401, AUTHENTICATION, refused.text, headers={"WWW-Authenticate": challenge}, **more)
+        headers = {"Retry-After": str(refused.retry_after_s)}
+        return Problem(429, AUTHENTICATION, refused.text, headers=headers, error=refused.error)
+    # A 401 says how to authenticate, and what was wrong with what was sent, if anything was (RFC 6749 5.2, RFC 6750 3).
+    match refused.error:
+        case "invalid_client":
+            challenge = 'Basic realm="toque"'
+        case "invalid_request":
+            challenge = 'Bearer realm="toque"'
+        case _:
+            challenge = f'Bearer realm="toque", error="{refused.error}"'
+    return Problem(401, AUTHENTICATION, refused.text, headers={"WWW-Authenticate": challenge}, error=refused.error)
 
 
-def _asked_format(fields: Mapping[str, str], *, lenient: bool = False) -> str:
+def _fields(method: Method, received: Received) -> dict[str, str]:
+    if received.verb not in method.http_methods:
+        raise not_allowed(method.http_methods)
+    return read_fields(received.query, received.headers.get("content-type", ""), received.body)
+
+
+def _asked_format(fields: Mapping[str, str]) -> str:
     """`json` or `xml`, from `format` or `formato` in any letter case."""
     asked = (fields.get("format") or fields.get("formato") or "json").lower()
-    if asked in _FORMATS:
-        return asked
-    if lenient:
-        return "json"
-    raise Problem(400, PARAMETER, "format deve ser json ou xml")
+    if asked not in FORMAT.choices:
+        raise Problem(400, PARAMETER, "format deve ser json ou xml")
+    return asked
 
 
 def _credentials(asked: Asked) -> tuple[str, str]:
@@ -268,10 +381,10 @@ def _credentials(asked: Asked) -> tuple[str, str]:
         try:
             client_id, _, client_secret = b64decode(encoded.strip(), validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
-            raise Problem(400, PARAMETER, "cabeçalho Authorization malformado", error="invalid_request") from None
+            raise Problem(400, PARAMETER, "cabeçalho Authorization malformado") from None
     else:
         client_id, client_secret = asked.fields.get("client_id", ""), asked.fields.get("client_secret", "")
     for name, value in (("client_id", client_id), ("client_secret", client_secret)):
         if not value:
-            raise Problem(400, PARAMETER, f"parâmetro obrigatório ausente: {name}", error="invalid_request")
+            raise Problem(400, PARAMETER, f"parâmetro obrigatório ausente: {name}")
     return client_id, client_secret

@@ -1,4 +1,4 @@
-"""Answers of the wire API: one envelope, as JSON with one key a line or as XML.
+"""Answers of the wire API: its return codes, and one envelope, as JSON with one key a line or as XML.
 
 Shell clients cut values out of the JSON line by line; Delphi clients read `//directcall/msg` and `//oauth/access_token`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -18,6 +19,33 @@ FAILURE = "005"
 AUTHENTICATION = "006"
 UNKNOWN_CODE = "009"
 ALREADY_REMOVED = "010"
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnCode:
+    """One kind of answer: the code in the envelope, the HTTP status that goes with it, and what it means, for customers."""
+
+    codigo: str
+    http_status: int
+    meaning: str
+
+
+# Every answer of the API is one of these; docs/api.md and the OpenAPI document tell them to customers.
+RETURN_CODES: tuple[ReturnCode, ...] = (
+    ReturnCode(OK, 200, "sucesso"),
+    ReturnCode(PARAMETER, 400, "parâmetro ausente ou inválido; `msg` diz qual"),
+    ReturnCode(PARAMETER, 404, "endereço desconhecido"),
+    ReturnCode(PARAMETER, 405, "método HTTP não permitido; o cabeçalho `Allow` traz os permitidos"),
+    ReturnCode(PARAMETER, 408, "a requisição não chegou inteira a tempo"),
+    ReturnCode(PARAMETER, 413, "requisição grande demais: o máximo é 64 KiB"),
+    ReturnCode(PARAMETER, 431, "cabeçalhos grandes demais: o máximo é 64 KiB"),
+    ReturnCode(FAILURE, 500, "falha do servidor"),
+    ReturnCode(FAILURE, 503, "o servidor não pode atender agora; tente de novo depois de `Retry-After` segundos"),
+    ReturnCode(AUTHENTICATION, 401, "token ou credenciais ausentes, incorretos, expirados ou revogados"),
+    ReturnCode(AUTHENTICATION, 429, "tentativas demais; espere `Retry-After` segundos"),
+    ReturnCode(UNKNOWN_CODE, 404, "o `code` não existe"),
+    ReturnCode(ALREADY_REMOVED, 404, "o `code` já foi removido"),
+)
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
