@@ -108,9 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
             client, pin, direction = data.draw(
                 st.tuples(st.sampled_from(CLIENTS), st.sampled_from(PINS), st.sampled_from(Direction)), label="side"
             )
-            drawn.append(
-                change(status, self.now, call=name, began=call.began, client=client, pin=pin, direction=direction)
-            )
+            drawn.append(change(status, self.now, call=name, began=call.began, client=client, pin=pin, direction=direction))
             call.is_over |= status.is_final
         return drawn
 

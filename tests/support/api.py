@@ -27,7 +27,7 @@ from toque.web.envelopes import RETURN_CODES
 
 FORM = "application/x-www-form-urlencoded"
 SECRET = "segredo-do-cliente-que-ninguem-adivinha"
-LINES = {"central": ("5541306003*",), "ramal": ("1001",)}
+PINS = ("central", "ramal")
 _RETURN_CODES = {(row.http_status, row.codigo) for row in RETURN_CODES}
 _hash_of = cache(hash_secret)  # argon2 takes its time, and the tests have many clients
 
@@ -134,12 +134,13 @@ class Api:
     async def post_raw(self, path: str, body: bytes, content_type: str = FORM, **more: Any) -> httpx.Response:
         return await self.http.post(path, content=body, headers={"content-type": content_type}, **more)
 
-    async def add_client(self, lines: Mapping[str, Iterable[str]] | None = None) -> Customer:
+    async def add_client(self, *pins: str) -> Customer:
+        """Add an account whose pins have one line each, and have the server know."""
         number = next(iter(self._names))
         client = Client(f"{number:016x}", f"cliente {number}", _hash_of(SECRET), 1, self.clock())
         await self.server.store.add_client(client)
-        numbers = [(pin, text) for pin, texts in (lines or {}).items() for text in texts]
-        await self.server.store.add_lines([parse_line(client.client_id, pin, text) for pin, text in numbers])
+        lines = [parse_line(client.client_id, pin, f"ramal{number}-{place}") for place, pin in enumerate(pins)]
+        await self.server.store.add_lines(lines)
         await self.server.directory.refresh()
         return Customer(self, client.client_id)
 

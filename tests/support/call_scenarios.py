@@ -5,10 +5,12 @@ what people do, at least 0.3 s pass.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from toque.calls.model import Party
 from tests.support.sip_messages import ProxiedCall
+
+from toque.calls.hep_packet import HepPacket
+from toque.calls.model import Party
 
 MOBILE = "5511966660003"  # where calls are forwarded to; nobody's line
 
@@ -538,9 +540,7 @@ def refusal_without_via(call: ProxiedCall) -> None:
                     for packet in call.packets]  # fmt: skip
 
 
-def _without_via(packet):
-    from dataclasses import replace
-
+def _without_via(packet: HepPacket) -> HepPacket:
     lines = packet.payload.split(b"\r\n")
     return replace(packet, payload=b"\r\n".join(line for line in lines if not line.startswith(b"Via:")))
 

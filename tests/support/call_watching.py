@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from tests.support.sip_messages import CALLER, DIALLED
+
 from toque.calls.hep_packet import HepPacket
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import CallFacts, CallIdentity, Side, Status, StatusChange
 from toque.calls.sip_watch import SipWatch
 from toque.calls.tracker import Patience
-from tests.support.sip_messages import CALLER, DIALLED
 
 SOURCE = "proxy"
 LINES = LineBook.of([parse_line("acme", "vendas", CALLER), parse_line("zeta", "suporte", DIALLED)])

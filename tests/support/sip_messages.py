@@ -187,15 +187,12 @@ class ProxiedCall:
             cseq = self.dialog_cseq
         first, second = self._ends(by, leg)
         branch = f"z9hG4bK-{self.name}-{method}-{cseq}-{by}"
-        route = ("Route", f"<sip:192.0.2.2;lr=on;ftag={self.caller_tag}>")
         own, proxied = via(first, branch), via(PROXY, f"z9hG4bKe94d.{self.name}{method}{cseq}{by}.0")
-        for hop, (source, destination, vias, extra) in enumerate(
-            [(first, PROXY, [own], [route]), (PROXY, second, [proxied, own], [])]
-        ):
-            text = self._dialog_message(
-                f"{method} sip:{self.dialled}@192.0.2.9 SIP/2.0", method, cseq, by, leg, vias, extra, **parts
-            )
-            self._add(source, destination, text, after if hop == 0 else 0)
+        start = f"{method} sip:{self.dialled}@192.0.2.9 SIP/2.0"
+        sent = self._dialog_message(start, [own], f"{cseq} {method}", by=by, leg=leg, route=True, **parts)
+        self._add(first, PROXY, sent, after)
+        sent_on = self._dialog_message(start, [proxied, own], f"{cseq} {method}", by=by, leg=leg, **parts)
+        self._add(PROXY, second, sent_on, 0)
 
     def dialog_answer(
         self, code: int, method: str, *, by: By = "caller", leg: int = 0, after: float = 0, cseq: int | None = None, **parts: str
@@ -205,9 +202,11 @@ class ProxiedCall:
         first, second = self._ends(by, leg)
         own = via(first, f"z9hG4bK-{self.name}-{method}-{cseq}-{by}")
         proxied = via(PROXY, f"z9hG4bKe94d.{self.name}{method}{cseq}{by}.0")
-        for hop, (source, destination, vias) in enumerate([(second, PROXY, [proxied, own]), (PROXY, first, [own])]):
-            text = self._dialog_message(f"SIP/2.0 {code} {PHRASES[code]}", method, cseq, by, leg, vias, [], **parts)
-            self._add(source, destination, text, after if hop == 0 else 0)
+        start = f"SIP/2.0 {code} {PHRASES[code]}"
+        sent = self._dialog_message(start, [proxied, own], f"{cseq} {method}", by=by, leg=leg, **parts)
+        self._add(second, PROXY, sent, after)
+        sent_on = self._dialog_message(start, [own], f"{cseq} {method}", by=by, leg=leg, **parts)
+        self._add(PROXY, first, sent_on, 0)
 
     # Rendering
 
@@ -218,63 +217,39 @@ class ProxiedCall:
     def _request(self, method: str, number: str, vias: list[str], to_tag: str, **parts: str) -> bytes:
         cseq = f"{self.attempt} {method}"
         body = sdp() if method == "INVITE" else ""
-        return self._message(f"{method} sip:{number}@192.0.2.2:5060 SIP/2.0", vias, cseq, to_tag, [], body=body, **parts)
+        return self._message(f"{method} sip:{number}@192.0.2.2:5060 SIP/2.0", vias, cseq, to_tag, body=body, **parts)
 
     def _response(self, code: int, method: str, vias: list[str], to_tag: str, **parts: str) -> bytes:
-        return self._message(f"SIP/2.0 {code} {PHRASES[code]}", vias, f"{self.attempt} {method}", to_tag, [], **parts)
+        return self._message(f"SIP/2.0 {code} {PHRASES[code]}", vias, f"{self.attempt} {method}", to_tag, **parts)
 
-    def _message(
-        self,
-        start: str,
-        vias: list[str],
-        cseq: str,
-        to_tag: str,
-        extra: list[tuple[str, str]],
-        *,
-        body: str = "",
-        reason: str = "",
-    ) -> bytes:
+    def _message(self, start: str, vias: list[str], cseq: str, to_tag: str, *, body: str = "", reason: str = "") -> bytes:
         caller = f"<sip:{self.caller}@192.0.2.2>;tag={self.caller_tag}"
         dialled = f"<sip:{self.dialled}@192.0.2.2:5060>" + (f";tag={to_tag}" if to_tag else "")
-        return self._rendered(start, vias, caller, dialled, cseq, extra, body, reason)
+        return self._rendered(start, vias, (caller, dialled), cseq, body=body, reason=reason)
 
     def _dialog_message(
-        self,
-        start: str,
-        method: str,
-        cseq: int,
-        by: By,
-        leg: int,
-        vias: list[str],
-        extra: list[tuple[str, str]],
-        *,
-        body: str = "",
-        reason: str = "",
+        self, start: str, vias: list[str], cseq: str, *, by: By, leg: int, route: bool = False, body: str = "", reason: str = ""
     ) -> bytes:
         caller = f"<sip:{self.caller}@192.0.2.2>;tag={self.caller_tag}"
         callee = f"<sip:{self.dialled}@192.0.2.2:5060>;tag={self.callee_tag(leg)}"
-        origin, target = (caller, callee) if by == "caller" else (callee, caller)
-        return self._rendered(start, vias, origin, target, f"{cseq} {method}", extra, body, reason)
+        parties = (caller, callee) if by == "caller" else (callee, caller)
+        return self._rendered(start, vias, parties, cseq, route=route, body=body, reason=reason)
 
     def _rendered(
         self,
         start: str,
         vias: list[str],
-        origin: str,
-        target: str,
+        parties: tuple[str, str],
         cseq: str,
-        extra: list[tuple[str, str]],
-        body: str,
-        reason: str,
+        *,
+        route: bool = False,
+        body: str = "",
+        reason: str = "",
     ) -> bytes:
-        headers = [
-            *(("Via", value) for value in vias),
-            ("From", origin),
-            ("To", target),
-            ("Call-ID", self.call_id),
-            ("CSeq", cseq),
-        ]
-        headers += extra
+        headers = [("Via", value) for value in vias]
+        headers += [("From", parties[0]), ("To", parties[1]), ("Call-ID", self.call_id), ("CSeq", cseq)]
+        if route:
+            headers.append(("Route", f"<sip:192.0.2.2;lr=on;ftag={self.caller_tag}>"))
         if self.asserted and start.startswith("INVITE"):
             headers.append(("P-Asserted-Identity", f"<sip:{self.asserted}@192.0.2.2>"))
         if reason:

@@ -237,7 +237,11 @@ def test_a_carried_address_is_judged_like_itself(address: IPv4Address) -> None:
 @given(st.text(st.sampled_from("0123456789abfx.:[]%"), max_size=24) | st.text(max_size=24))
 def test_any_text_is_an_address_or_none(host: str) -> None:
     address = literal_address(host)
-    assert Guard().check_host(host) == (None if address is None else Guard().forbids(address))
+    verdict = Guard().check_host(host)
+    if address is not None:
+        assert verdict == Guard().forbids(address)
+    elif not host.lower().rstrip(".").endswith("localhost"):
+        assert verdict is None
 
 
 @given(st.text(st.sampled_from("01x.:[]１。"), max_size=24))
@@ -335,6 +339,9 @@ async def test_close_waits_for_no_lookup(names: Names) -> None:
     await resolver.close()
     with pytest.raises(asyncio.CancelledError):
         await asking
+    names.dead.set()
+    await asyncio.to_thread(names.threads.pop().join)  # the answer that comes after all disturbs nobody
+    await asyncio.sleep(0)
 
 
 def test_a_lookup_that_outlives_its_loop(names: Names) -> None:

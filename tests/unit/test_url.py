@@ -117,7 +117,6 @@ REFUSED = {
     "http://\ufffd.com/": "nome válido",
     "http://\u3164\ufffe.com/": "nome válido",
     "http://xn--abc-.com/": "nome válido",
-    "http://xn--fiq.com/": "nome válido",
     "http://xn--Faß-hia.de/": "nome válido",
     f"http://{'a' * 64}.com/": "nome válido",
     f"http://{'a.' * 127}com/": "longo",

@@ -202,8 +202,8 @@ def _a_label(label: str) -> str:
     try:
         if not label.isascii():
             label = idna.alabel(label).decode("ascii")
-        elif label.startswith("xn--") and idna.alabel(idna.ulabel(label)).decode("ascii") != label:
-            label = ""
+        elif label.startswith("xn--"):
+            label = idna.alabel(idna.ulabel(label)).decode("ascii")
     except ValueError:
         label = ""
     if not _LABEL.fullmatch(label):

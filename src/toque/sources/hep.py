@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -69,7 +70,9 @@ class HepListener:
         except OSError as error:
             await self.close()
             address = f"{self.settings.host}:{self.settings.port}"
-            problem = f"cannot listen on {address}: {error.strerror or error}"
+            # asyncio wraps the address into the error's text; the number still says what it was.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            problem = f"cannot listen on {address}: {reason}"
             raise SettingsError("hep", address, problem) from None
         self._log.info("hep.listening", host=self.settings.host, port=self.port)
 

@@ -262,6 +262,7 @@ class SqliteStore:
         """All jobs in one transaction; one that fails by itself takes no other with it."""
         connection = self._writer
         try:
+            _roll_back(connection)  # what a failing disk did not let us roll back the last time
             connection.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 self._run_job(connection, job)
@@ -328,6 +329,8 @@ def _create_private(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE))
+        if not path.is_file():
+            raise _unusable(path, f"{path} is there already and is no file")
         path.chmod(_FILE_MODE)
     except OSError as error:
         raise _unusable(path, f"{path} cannot be opened for writing: {error.strerror}") from None
@@ -341,19 +344,23 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise _unopened(path, error) from error
     try:
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise _unusable(path, f"{path} lies on a file system that cannot share memory between processes; use a local one")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA secure_delete = ON")  # secrets and erased numbers leave the file, too
+        mode = _configured(connection)
     except sqlite3.Error as error:
         connection.close()
         raise _unopened(path, error) from error
-    except BaseException:
+    if mode != "wal":
         connection.close()
-        raise
+        raise _unusable(path, f"{path} lies on a file system that cannot share memory between processes; use a local one")
     return connection
+
+
+def _configured(connection: sqlite3.Connection) -> str:
+    """Make a connection durable and strict; returns its journal mode."""
+    mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # secrets and erased numbers leave the file, too
+    return mode
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -127,7 +127,7 @@ class DirectcallApi:
             case Problem():
                 return error
             case FormError():
-                return Problem(error.http_status, PARAMETER, str(error))
+                return Problem(400, PARAMETER, str(error))
             case Refused():
                 return _problem_of(error)
             case Busy():

@@ -1149,7 +1149,7 @@ class DispatcherRules(RuleBasedStateMachine):
             self.is_store_well = True
             self._apply()
             self._apply()
-            for _ in range(60):
+            for _ in range(len(self.state) + 10):
                 for attempt in self.posting.open:
                     attempt.ends()
                 self._rest()

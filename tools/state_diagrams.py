@@ -1,0 +1,36 @@
+"""Draw the state machines from their tables: `python tools/state_diagrams.py` writes docs/diagrams/*.mmd (Mermaid)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toque.calls.tracker import STEPS, Phase
+
+DIAGRAMS = Path(__file__).parent.parent / "docs" / "diagrams"
+
+
+def call_diagram() -> str:
+    """The phases of a call. Signals that leave a phase as it is are listed in it; `time` is what `tick` does in the end."""
+    arrows: dict[tuple[Phase, Phase], list[str]] = {}
+    for (phase, kind), following in STEPS.items():
+        arrows.setdefault((phase, following), []).append(str(kind))
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.CALLING}: first sign"]
+    lines += [f"    {phase}: {phase}<br>({', '.join(kinds)})" for (phase, to), kinds in arrows.items() if phase is to]
+    lines += [f"    {phase} --> {to}: {', '.join(kinds)}" for (phase, to), kinds in arrows.items() if phase is not to]
+    lines += [f"    {phase} --> {Phase.ENDED}: time" for phase in Phase if phase is not Phase.ENDED]
+    lines.append(f"    {Phase.ENDED} --> [*]: time")
+    return "\n".join(lines) + "\n"
+
+
+DRAWN = {"call.mmd": call_diagram}
+
+
+def main() -> None:
+    """Write every diagram."""
+    DIAGRAMS.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWN.items():
+        (DIAGRAMS / name).write_text(draw(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
