@@ -1,14 +1,15 @@
 """The intake: what sources see becomes durable events, in order, and only then deliveries.
 
 One loop takes what all watches have collected, appends it in one go, and offers the deliveries to the dispatcher. While an
-append is under way, packets go on being understood; their changes are the next batch.
+append is under way, packets go on being understood; their changes are the next batch. What the store did not take is kept and
+comes first in the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -18,6 +19,7 @@ from toque.calls.hep_packet import HepPacket
 from toque.calls.lines import LineBook
 from toque.calls.model import CallIdentity, Snapshot, StatusChange
 from toque.calls.sip_watch import SipWatch
+from toque.calls.tracker import Patience
 from toque.errors import IllegalStep, StoreError
 from toque.store.contract import Appended, Store
 from toque.telemetry import Sparingly, mask_number
@@ -37,11 +39,16 @@ class Intake:
         *,
         clock: Callable[[], datetime],
         mask: Callable[[str], str] = mask_number,
+        patience: Patience | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`patience` is for the calls of sources that are gone from the settings; the others' watches have their own."""
         self._store = store
         self._offer = offer
         self._clock = clock
         self._mask = mask
+        self._patience = patience
+        self._sleep = sleep
         self._watches: dict[str, SipWatch] = {}
         self._changes: list[StatusChange] = []
         self._snapshots: dict[CallIdentity, Snapshot] = {}
@@ -62,13 +69,17 @@ class Intake:
             watch.tracker.lines = lines
 
     async def restore(self) -> int:
-        """Go on with the calls that the store holds in progress; returns how many."""
+        """Go on with the calls that the store holds in progress; returns how many.
+
+        Those of a source that is gone from the settings hear nothing more, and are concluded when they are stale.
+        """
         now, restored = self._clock(), 0
         for identity, state in await self._store.open_calls():
             watch = self._watches.get(identity.source)
             if watch is None:
-                self._log.warning("call.orphaned", source=identity.source)
-                continue
+                self._log.warning("source.gone", source=identity.source)
+                watch = SipWatch(identity.source, LineBook(), self._patience)
+                self.add(watch)
             try:
                 watch.restore(state, now)
             except ValueError as error:
@@ -141,40 +152,46 @@ class Intake:
                 self._report_unmatched(watch.source, call.caller, call.dialled)
 
     async def _append(self) -> None:
-        """Until the store has it: nothing that was understood is given up."""
+        """Try once to have the store take everything; what it does not take stays where it is."""
         changes, snapshots = self._changes, list(self._snapshots.values())
-        while True:
+        try:
             try:
-                appended = await self._append_or_isolate(changes, snapshots)
-            except StoreError as error:
-                self._log.error("event.append_failed", error=str(error), events=len(changes))
-                await asyncio.sleep(_STORE_RETRY_S)
-                if self._is_stopping:
-                    return
+                appended = await self._store.append(changes, snapshots)
+            except IllegalStep:
+                await self._append_call_by_call()
             else:
-                break
-        self._changes, self._snapshots = [], {}
+                self._changes, self._snapshots = [], {}
+                self._accept(appended)
+        except StoreError as error:
+            self._log.error("event.append_failed", error=str(error), events=len(self._changes))
+            await self._sleep(_STORE_RETRY_S)
+
+    async def _append_call_by_call(self) -> None:
+        """A bug of ours makes the store refuse the batch for good: only the calls concerned are lost, and loudly."""
+        calls: dict[CallIdentity, list[StatusChange]] = {}
+        for change in self._changes:
+            calls.setdefault(change.identity, []).append(change)
+        for identity in self._snapshots:
+            calls.setdefault(identity, [])
+        done: set[CallIdentity] = set()
+        try:
+            for identity, changes in calls.items():
+                snapshot = self._snapshots.get(identity)
+                try:
+                    self._accept(await self._store.append(changes, [] if snapshot is None else [snapshot]))
+                except IllegalStep as error:
+                    self._log.critical(
+                        "call.unacceptable", source=identity.source, call=identity.key, problem=str(error), events=len(changes)
+                    )
+                done.add(identity)
+        finally:
+            self._changes = [change for change in self._changes if change.identity not in done]
+            self._snapshots = {identity: snapshot for identity, snapshot in self._snapshots.items() if identity not in done}
+
+    def _accept(self, appended: Appended) -> None:
         self.events += appended.events
         if appended.deliveries:
             self._offer(appended.deliveries)
-
-    async def _append_or_isolate(self, changes: list[StatusChange], snapshots: list[Snapshot]) -> Appended:
-        """Append a batch; if a bug of ours makes the store refuse it for good, only the calls concerned are lost, loudly."""
-        try:
-            return await self._store.append(changes, snapshots)
-        except IllegalStep as error:
-            if len({change.identity for change in changes} | {snapshot.identity for snapshot in snapshots}) == 1:
-                self._log.critical("call.unacceptable", problem=str(error), events=len(changes))
-                return Appended()
-        events, deliveries = 0, []
-        for identity in dict.fromkeys([c.identity for c in changes] + [s.identity for s in snapshots]):
-            appended = await self._append_or_isolate(
-                [change for change in changes if change.identity == identity],
-                [snapshot for snapshot in snapshots if snapshot.identity == identity],
-            )
-            events += appended.events
-            deliveries += appended.deliveries
-        return Appended(events, deliveries)
 
     def _report_unmatched(self, source: str, caller: str, dialled: str) -> None:
         if self._sparingly.admits():

@@ -15,7 +15,8 @@ import random
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -45,9 +46,9 @@ from toque.web.access import Access
 from toque.web.app import make_app
 from toque.web.directcall import Deployment, DirectcallApi
 
-_HEALTH_AGE = timedelta(seconds=1)  # a health answer is at most this old, so that probes cost no fsync each
+_HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost no fsync each
 _HTTP_GRACE_S = 5  # for requests under way when the server stops
-_INTAKE_GRACE = timedelta(seconds=10)
+_STORE_GRACE = timedelta(seconds=10)  # for what must still be written when it stops
 _KEEP_ALIVE_S = 65  # longer than a reverse proxy's usual 60, so that the proxy is the one that closes
 
 
@@ -83,15 +84,14 @@ class _Health:
     """The last probe of the store."""
 
     probe: Callable[[], Any]
-    clock: Callable[[], datetime]
-    at: datetime | None = None
+    at_s: float | None = None
     problem: str | None = None
 
     async def check(self) -> str | None:
         """What is wrong with the store, or None."""
-        now = self.clock()
-        if self.at is None or now - self.at > _HEALTH_AGE:
-            self.at = now
+        now_s = time.monotonic()
+        if self.at_s is None or now_s - self.at_s > _HEALTH_AGE_S:
+            self.at_s = now_s
             try:
                 async with asyncio.timeout(_HTTP_GRACE_S):
                     await self.probe()
@@ -139,19 +139,22 @@ class Server:
             concurrency=settings.concurrency,
             callback_concurrency=settings.callback_concurrency,
         )
+        exits.callback(self.dispatcher.stop)
+        patience = Patience(answered=settings.stale_answered, unanswered=settings.stale_unanswered)
         mask = (lambda number: number) if settings.log_numbers else mask_number
-        self.intake = Intake(self.store, self.dispatcher.offer, clock=self._clock, mask=mask)
+        self.intake = Intake(self.store, self.dispatcher.offer, clock=self._clock, mask=mask, patience=patience)
         self.directory = Directory(self.store)
         self.directory.follow(self._apply_lines)
         self.directory.follow(self.dispatcher.apply)
-        self._add_sources()
+        self._add_sources(patience)
         await self.directory.refresh()
         calls = await self.intake.restore()
-        deliveries = await self._resume_deliveries()
         await self._open_http(exits)
         for listener in self.listeners:
             exits.push_async_callback(listener.close)
             await listener.open()
+        # Last of all: a server that cannot open must not post anything, or it would at every try.
+        deliveries = await self._resume_deliveries()
         self._log.info(
             "server.started",
             version=__version__,
@@ -161,8 +164,7 @@ class Server:
             deliveries=deliveries,
         )
 
-    def _add_sources(self) -> None:
-        patience = Patience(answered=self.settings.stale_answered, unanswered=self.settings.stale_unanswered)
+    def _add_sources(self, patience: Patience) -> None:
         for source in self.settings.sources:
             watch = SipWatch(source.name, LineBook(self.settings.country), patience)
             self.intake.add(watch)
@@ -195,7 +197,7 @@ class Server:
         exits.callback(self._access.close)
         deployment = Deployment(settings.time_zone, settings.max_callbacks, Guard(settings.allow_networks).check_host)
         api = DirectcallApi(self.store, self._access, deployment, self.directory.current, self.directory.refresh)
-        health = _Health(self.store.ping, self._clock)
+        health = _Health(self.store.ping)
         self._http_socket = self._bind_http()
         exits.callback(self._http_socket.close)
         self.http_port = self._http_socket.getsockname()[1]
@@ -208,11 +210,13 @@ class Server:
                 address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             listening = socket.socket(family, kind, protocol)
-        except OSError as error:
-            raise SettingsError("http", str(address), f"cannot listen on {address}: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:  # the latter from names that cannot be looked up
+            problem = f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
+            raise SettingsError("http", str(address), problem) from None
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(place)
+            listening.listen()  # whoever comes before `run` waits, and is not refused
         except OSError as error:
             listening.close()
             raise SettingsError("http", str(address), f"cannot listen on {address}: {error.strerror}") from None
@@ -263,33 +267,69 @@ class Server:
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop`; then end in order."""
-        async with asyncio.TaskGroup() as parts:
-            http = parts.create_task(self._http.serve([self._http_socket]), name="http")
-            intake = parts.create_task(self.intake.run(), name="intake")
-            others = [
-                parts.create_task(self.dispatcher.run(), name="settling"),
-                parts.create_task(self.directory.run(), name="directory"),
-            ]
-            await self._stop.wait()
-            self._log.info("server.stopping")
-            for listener in self.listeners:
-                await listener.close()
-            self._http.should_exit = True
-            if not await self.intake.stop(_INTAKE_GRACE):
-                self._log.error("server.stopped_early", waiting="intake")
-                intake.cancel()
-            if not await self.dispatcher.drain(self.settings.stop_grace):
-                await self.transport.close()
-                await self.dispatcher.drain(_INTAKE_GRACE)
-            await http
-            for task in others:
-                task.cancel()
+        """Serve until `stop`; then end in order. When a part fails, all end at once, and its error is raised."""
+        try:
+            async with asyncio.TaskGroup() as parts:
+                http, intake, *others = (
+                    parts.create_task(self._run_part(name, run), name=name)
+                    for name, run in (
+                        ("http", partial(self._http.serve, [self._http_socket])),
+                        ("intake", self.intake.run),
+                        ("settling", self.dispatcher.run),
+                        ("directory", self.directory.run),
+                    )
+                )
+                await self._stop.wait()
+                self._log.info("server.stopping")
+                await self._end_in_order(http, intake)
+                for task in others:
+                    task.cancel()
+        except ExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
         self._log.info("server.stopped", deliveries_waiting=self.dispatcher.backlog())
+
+    async def _run_part(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """One part's life. Nobody misses a part that is gone until a call is lost, so its end is told at once."""
+        try:
+            await run()
+        except Exception as error:
+            self._log.critical("server.failed", part=name, error=f"{type(error).__name__}: {error}")
+            raise
+        if not self._stop.is_set():
+            self._log.critical("server.failed", part=name, error="it ended by itself")
+            raise RuntimeError(f"{name} ended by itself")
+
+    async def _end_in_order(self, http: asyncio.Task[None], intake: asyncio.Task[None]) -> None:
+        for listener in self.listeners:
+            await listener.close()
+        self._http.should_exit = True
+        if not await self.intake.stop(_STORE_GRACE):
+            self._log.error("server.stopped_early", waiting="statuses")
+            intake.cancel()
+        if not await self.dispatcher.drain(self.settings.stop_grace):
+            await self.transport.close()  # ends what is still in flight; it is made again at the next start
+            if not await self.dispatcher.drain(_STORE_GRACE):
+                self._log.error("server.stopped_early", waiting="outcomes")
+        await http
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn in our own loop: signals are not its business."""
+    """uvicorn in our own loop: signals are not its business, and it leaves nothing behind, however it ends."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, which closes only what ends in order and in time."""
+        try:
+            await super().serve(sockets)
+        finally:
+            for server in getattr(self, "servers", ()):
+                server.close()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            for request in list(self.server_state.tasks):
+                request.cancel()
+            await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:

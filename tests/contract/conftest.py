@@ -1,5 +1,6 @@
 """Every engine that is held to the store's contract, and where a test gets its stores from."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,12 @@ class Place:
         """The store after a restart: whatever was open is closed."""
         await self.close()
         return await self.open()
+
+    async def agree(self) -> None:
+        """Wait until every open store knows of the others' changes to the registry, which takes a second at most."""
+        async with asyncio.timeout(1):
+            while len({await store.registry_version() for store in self.stores}) > 1:
+                await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         """Close every store."""

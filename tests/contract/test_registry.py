@@ -88,6 +88,7 @@ async def test_a_removed_client_leaves_nothing_behind(store: Store, place: Place
 
     for opened in (place.open, place.reopen):
         store = await opened()
+        await place.agree()
         registry = await store.registry()
         assert set(registry.clients) == {"outra"}
         assert {line.client_id for line in registry.lines} == {"outra"}
@@ -381,9 +382,11 @@ async def test_every_change_is_seen_by_whoever_has_the_store_open(store: Store, 
     await store.add_lines(lines("outra", "3001", "3001"))
     await store.disable_client("outra", BEGINNING)
     other = await place.open()
+    await place.agree()
     before = await other.registry()
     assert before == await store.registry()
     await CHANGES[what](store, callback)
+    await place.agree()
     version = await other.registry_version()
     assert version > before.version
     assert version == await store.registry_version()

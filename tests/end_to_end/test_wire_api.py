@@ -2,11 +2,11 @@
 
 import asyncio
 import base64
-import json
 import re
 import sqlite3
-import subprocess
+import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,11 +14,15 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 import pytest_asyncio
-from tests.support.api import FORM, PINS, SECRET, Api, Customer, ManualClock, members, serving
-from tests.support.requirements import require
+import trustme
+from tests.support.api import FORM, PINS, SECRET, Api, Customer, members, serving
+from tests.support.clock import ManualClock
 
+import toque.server
 import toque.store.sqlite
+import toque.web.app
 from toque.callbacks.token import TokenClaims, mint
+from toque.errors import SettingsError
 from toque.web.access import hash_secret
 from toque.web.directcall import METHODS
 
@@ -39,7 +43,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api
 @pytest.fixture
 def api(running: Api) -> Api:
     """One server for all tests; each is two minutes after the one before, so that no counted failure reaches the next."""
-    running.clock.move(minutes=2)
+    running.clock.advance(120)
     return running
 
 
@@ -146,7 +150,7 @@ async def test_attempts_are_limited_by_client_and_address(api: Api, customer: Cu
         assert (response.status_code, told["codigo"], told["error"]) == (429, "006", "invalid_client")
         assert 0 < int(response.headers["retry-after"]) <= 60
     assert (await other.ask_token()).status_code == 200
-    api.clock.move(seconds=int(response.headers["retry-after"]))
+    api.clock.advance(int(response.headers["retry-after"]))
     assert (await customer.ask_token()).status_code == 200
 
 
@@ -221,9 +225,9 @@ async def test_a_bad_token_is_refused(api: Api, customer: Customer, path: str, f
 @pytest.mark.parametrize("path", WITH_TOKEN)
 async def test_an_expired_token_is_refused(api: Api, customer: Customer, path: str):
     await customer.call(LIST)
-    api.clock.move(seconds=3598)
+    api.clock.advance(3598)
     assert (await customer.call(path)).status_code != 401
-    api.clock.move(seconds=2)
+    api.clock.advance(2)
     told = members(await customer.call(path, format="xml"))
     assert (told["codigo"], told["error"], told["error_description"]) == ("006", "invalid_token", "access_token expirado")
 
@@ -243,6 +247,13 @@ async def test_a_revoked_token_is_refused_at_once(api: Api, customer: Customer, 
     await api.server.directory.refresh()
     told = members(await customer.call(path))
     assert (told["codigo"], told["error"], told["msg"]) == ("006", "invalid_token", "access_token revogado")
+
+
+async def test_a_client_that_was_just_removed_registers_nothing(api: Api, customer: Customer):
+    await customer.call(LIST)
+    await api.server.store.remove_client(customer.client_id)  # and nobody has told the directory
+    response = await customer.call(ADD, url=URL)
+    assert (response.status_code, members(response)["codigo"]) == (401, "006")
 
 
 async def test_what_a_command_revokes_is_refused_within_a_second(api: Api, customer: Customer):
@@ -283,12 +294,12 @@ async def test_the_lifetime_of_tokens_is_a_setting(tmp_path: Path):
         told = members(await customer.ask_token())
         assert told["expires_in"] == 10
         assert (await customer.call(LIST)).status_code == 200
-        api.clock.move(seconds=10)
+        api.clock.advance(10)
         assert (await customer.call(LIST)).status_code == 401
 
 
 async def test_tokens_and_codes_survive_a_restart(tmp_path: Path):
-    clock = ManualClock()
+    clock = ManualClock(datetime.now(UTC))
     async with serving(tmp_path / "toque.db", clock=clock) as api:
         before = await api.add_client()
         code = (await before.add(URL))["code"]
@@ -860,12 +871,58 @@ async def test_a_request_that_is_broken_off_does_no_harm(api: Api, customer: Cus
     assert (await customer.call(LIST)).status_code == 200
 
 
+@pytest.mark.parametrize("query", ["", "?format=xml"])
+async def test_a_body_that_does_not_come_is_told(api: Api, query: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(toque.web.app, "BODY_TIMEOUT_S", 0.1)
+    answer = await api.exchange(request("POST", ADD + query, b"url=x").replace(b"Content-Length: 5", b"Content-Length: 6"))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer.lower()
+    assert (b"<codigo>001</codigo>" if query else b'"codigo": "001"') in answer
+
+
+# TLS
+
+
+async def test_the_api_over_tls(tmp_path: Path):
+    authority = trustme.CA()
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    issued = authority.issue_cert("127.0.0.1")
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with serving(tmp_path / "toque.db", tls_certificate=str(certificate), tls_key=str(key)) as api:
+        customer = await api.add_client()
+        url = api.url.replace("http:", "https:")
+        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=trusting) as https:
+            fields = {"client_id": customer.client_id, "client_secret": SECRET}
+            response = await https.post(TOKEN, data=fields)
+            assert members(response)["codigo"] == "000"
+            _, writer = await asyncio.open_connection("127.0.0.1", api.server.http_port, ssl=trusting)
+            assert writer.get_extra_info("ssl_object").version() in ("TLSv1.2", "TLSv1.3")
+            writer.close()
+            await writer.wait_closed()
+        with pytest.raises(httpx.TransportError):
+            await api.http.post(TOKEN, data=fields)  # in clear
+
+
+async def test_a_key_that_is_not_the_certificates_is_told(tmp_path: Path):
+    authority = trustme.CA()
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    authority.issue_cert("127.0.0.1").cert_chain_pems[0].write_to_path(certificate)
+    authority.issue_cert("127.0.0.1").private_key_pem.write_to_path(key)
+    with pytest.raises(SettingsError, match="tls_certificate"):
+        async with serving(tmp_path / "toque.db", tls_certificate=str(certificate), tls_key=str(key)):
+            pass
+
+
 # What goes wrong on our side
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toque.store.sqlite, "_BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(toque.server, "_HEALTH_AGE_S", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -883,13 +940,11 @@ async def test_a_store_that_cannot_write_is_told_and_survived(tmp_path: Path):
                 assert "locked" not in response.text
         assert (await customer.ask_token()).status_code == 200  # what needs no writing goes on
         assert len(await customer.listed()) == 1
-        api.clock.move(seconds=2)
         health = await api.http.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "failing")
         assert "locked" in health.json()["store"]
         blocker.execute("ROLLBACK")
         blocker.close()
-        api.clock.move(seconds=2)
         assert (await api.http.get("/health")).json()["status"] == "ok"
         assert members(await customer.call(REMOVE, code=code))["codigo"] == "000"
 
@@ -910,7 +965,7 @@ async def test_a_registration_is_told_even_if_it_cannot_be_read_again(
 
 @pytest.mark.parametrize("form", ["json", "xml"])
 async def test_a_bug_is_told_without_details(
-    api: Api, customer: Customer, form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    api: Api, customer: Customer, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     await customer.call(LIST)
 
@@ -923,6 +978,16 @@ async def test_a_bug_is_told_without_details(
     assert (response.status_code, told["codigo"], told["msg"]) == (500, "005", "erro interno")
     assert "detalhe" not in response.text
     assert "Traceback" not in response.text
+    assert "detalhe interno" in capsys.readouterr().out  # whoever runs the server is told
+
+
+async def test_a_bug_outside_of_the_methods_is_told_without_details(api: Api, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> bool:
+        raise RuntimeError("detalhe interno")
+
+    monkeypatch.setattr(api.server.intake, "is_full", fail)
+    told = members(await api.http.get("/health?format=xml"))
+    assert (told["codigo"], told["msg"], told["root"]) == ("005", "erro interno", "directcall")
 
 
 # Health and the OpenAPI document
@@ -963,45 +1028,3 @@ async def test_the_openapi_document_tells_every_method_and_return_code(api: Api)
             }
             assert told >= set(method.problems) | {(200, "000"), (400, "001"), (413, "001"), (503, "005"), (500, "005")}
             assert all(answer["description"] for answer in operation["responses"].values())
-
-
-# Clients in the wild
-
-
-def run(command: str) -> str:
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout.strip()
-
-
-@pytest.mark.shell
-async def test_shell_clients_cut_values_out_line_by_line(api: Api, customer: Customer):
-    require("curl", "sed")
-    form = f"client_id={customer.client_id}&client_secret={SECRET}"
-    get_token = f"curl -s -X POST {api.url}{TOKEN} --data '{form}'"
-    cut = r"""sed -n 's/.*"NAME": "\([^"]*\)".*/\1/p'"""
-    token = await asyncio.to_thread(run, f"{get_token} | {cut.replace('NAME', 'access_token')}")
-    add = f"curl -s {api.url}{ADD} -d access_token={token} --data-urlencode 'url={URL}' -d format=JSON"
-    code = await asyncio.to_thread(run, f"{add} | {cut.replace('NAME', 'code')}")
-    assert [entry["code"] for entry in await customer.listed()] == [code]
-    shown = await asyncio.to_thread(run, f"curl -s -F access_token={token} {api.url}{LIST} | {cut.replace('NAME', 'msg')}")
-    assert shown == "1 URL registrada"
-
-
-@pytest.mark.shell
-async def test_xml_clients_find_their_elements(api: Api, customer: Customer):
-    require("curl", "xmllint")
-    form = f"client_id={customer.client_id}&client_secret={SECRET}&format=xml"
-    find = "xmllint --xpath 'string(PATH)' -"
-    post = f"curl -s {api.url}{TOKEN} -d '{form}'"
-    token = await asyncio.to_thread(run, f"{post} | {find.replace('PATH', '//oauth/access_token')}")
-    listed = f"curl -s '{api.url}{LIST}?access_token={token}&format=xml'"
-    assert await asyncio.to_thread(run, f"{listed} | {find.replace('PATH', '//directcall/msg')}") == "0 URLs registradas"
-
-
-async def test_json_is_one_key_a_line(customer: Customer):
-    await customer.add(URL)
-    response = await customer.call(LIST)
-    lines = response.text.splitlines()
-    assert lines[0] == "{"
-    assert all(len(re.findall(r'": ', line)) <= 1 for line in lines)
-    assert json.loads(response.text) == httpx.Response(200, content=response.content).json()

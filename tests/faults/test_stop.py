@@ -117,8 +117,9 @@ def test_nobody_is_waited_for_longer_than_the_grace(tmp_path: Path, receiver: Re
         assert posts[0].id == posts[1].id
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]
+)
 def test_a_second_signal_ends_it_at_once(
     toque: ToqueProcess, receiver: RecordingReceiver, first: signal.Signals, second: signal.Signals
 ) -> None:

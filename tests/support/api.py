@@ -9,14 +9,15 @@ import contextlib
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.support.clock import ManualClock
 
 from toque.callbacks.callback import Client
 from toque.calls.lines import parse_line
@@ -25,24 +26,12 @@ from toque.settings import load_settings
 from toque.web.access import hash_secret
 from toque.web.envelopes import RETURN_CODES
 
+PATIENCE_S = 10.0
 FORM = "application/x-www-form-urlencoded"
 SECRET = "segredo-do-cliente-que-ninguem-adivinha"
 PINS = ("central", "ramal")
 _RETURN_CODES = {(row.http_status, row.codigo) for row in RETURN_CODES}
 _hash_of = cache(hash_secret)  # argon2 takes its time, and the tests have many clients
-
-
-class ManualClock:
-    """Stands still until it is moved."""
-
-    def __init__(self, now: datetime | None = None) -> None:
-        self.now = now or datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def move(self, **span: float) -> None:
-        self.now += timedelta(**span)
 
 
 def members(response: httpx.Response) -> dict[str, Any]:
@@ -121,7 +110,7 @@ class Api:
 
     server: Server
     http: httpx.AsyncClient
-    clock: ManualClock
+    clock: Any  # a ManualClock, unless the test brought its own
     _names: Iterable[int] = field(default_factory=lambda: iter(range(1, 1000)))
 
     @property
@@ -139,10 +128,22 @@ class Api:
         number = next(iter(self._names))
         client = Client(f"{number:016x}", f"cliente {number}", _hash_of(SECRET), 1, self.clock())
         await self.server.store.add_client(client)
-        lines = [parse_line(client.client_id, pin, f"ramal{number}-{place}") for place, pin in enumerate(pins)]
-        await self.server.store.add_lines(lines)
+        customer = Customer(self, client.client_id)
+        for place, pin in enumerate(pins):
+            await self.add_lines(customer, pin, f"ramal{number}-{place}")
         await self.server.directory.refresh()
-        return Customer(self, client.client_id)
+        return customer
+
+    async def add_lines(self, customer: Customer, pin: str, *numbers: str) -> None:
+        """Give the customer's pin these numbers, and have the server know."""
+        await self.server.store.add_lines([parse_line(customer.client_id, pin, number) for number in numbers])
+        await self.server.directory.refresh()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what must come to be."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.005)
 
     async def exchange(self, *data: bytes) -> bytes:
         """What comes back for these bytes on one connection, until the server closes it or half a second passes in silence."""
@@ -163,30 +164,16 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def serving(store: Path, *, clock: ManualClock | None = None, **flags: Any) -> AsyncIterator[Api]:
+async def serving(store: Path, *, clock: Callable[[], datetime] | None = None, **flags: Any) -> AsyncIterator[Api]:
     """Serve this store for the block; `flags` are settings as on the command line."""
-    clock = clock or ManualClock()
+    clock = clock or ManualClock(datetime.now(UTC))
     given = {"store": f"sqlite://{store}", "http": "127.0.0.1:0", "hep": "127.0.0.1:0", **flags}
     settings = load_settings(None, {}, given)
     async with Server(settings, clock=clock) as server:
         task = asyncio.create_task(server.run(), name="server")
         try:
-            await _until_listening(server.http_port)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.http_port}", trust_env=False, timeout=20) as http:
                 yield Api(server, http, clock)
         finally:
             server.stop()
             await task
-
-
-async def _until_listening(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.002)
-            else:
-                writer.close()
-                await writer.wait_closed()
-                return

@@ -44,10 +44,10 @@ class Line:
 
     @property
     def text(self) -> str:
-        """As people write it."""
+        """As people write it, and as `parse_line` reads it: a foreign number that looks like a national one has its `+`."""
         match self.kind:
             case LineKind.EXACT:
-                return self.number
+                return self.number if normalise(self.number) == self.number else f"+{self.number}"
             case LineKind.PREFIX:
                 return f"{self.number}*"
             case LineKind.PATTERN:

@@ -324,7 +324,11 @@ class SipDialogs:
 
     def _cancelled(self, message: SipMessage, at: datetime, client: str) -> Sequence[Signal]:
         """A CANCEL and its answer have the branch of the INVITE that it cancels, hop by hop (RFC 3261, 9.1)."""
-        dialog = self._find(message) or self._begin(message)
+        dialog = self._find(message)
+        if dialog is None:
+            if message.to_tag:
+                return _NOTHING  # of a re-INVITE, or a response
+            dialog = self._begin(message)
         branch = _transaction(message, client)
         if branch in dialog.hops and branch != dialog.root:
             return (self._signal(dialog, SignalKind.LEG_CANCELLED, at, leg=branch, cause=message.cause),)

@@ -265,6 +265,7 @@ class CallTracker:
                 self._schedule(call, now)
             elif call.phase is Phase.ENDED:
                 del self.calls[identity]
+                self._late.pop(identity, None)
                 forgotten.append(identity)
             elif call.decide_at is not None:
                 self._decide(call, now)

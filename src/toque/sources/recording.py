@@ -14,10 +14,13 @@ from toque.calls.hep_packet import restamp_hep
 from toque.errors import InputError
 
 _LITTLE, _BIG = b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4"  # classic pcap with microseconds, by the writer's byte order
+_PCAPNG = b"\x0a\x0d\x0d\x0a"
 _HEADER_BYTES = 24
 _ETHERNET, _RAW_IP = 1, 101
 _ETHERNET_BYTES, _UDP_BYTES = 14, 8
+_ETHERNET_IPV4 = b"\x08\x00"
 _UDP = 17
+_FRAGMENT = 0x3FFF  # of the flags and the offset: more follow, or it is not the first
 
 
 class RecordingError(InputError):
@@ -39,7 +42,8 @@ def read_recording(path: Path) -> list[RecordedPacket]:
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error.strerror}") from None
     if content[:4] not in (_LITTLE, _BIG) or len(content) < _HEADER_BYTES:
-        raise RecordingError(f"{path} is not a pcap file")
+        hint = " (it is pcapng: `editcap -F pcap` converts it)" if content[:4] == _PCAPNG else ""
+        raise RecordingError(f"{path} is not a pcap file{hint}")
     order = "<" if content[:4] == _LITTLE else ">"
     (link,) = struct.unpack_from(order + "I", content, 20)
     if link not in (_ETHERNET, _RAW_IP):
@@ -49,20 +53,28 @@ def read_recording(path: Path) -> list[RecordedPacket]:
         seconds, microseconds, length, _ = struct.unpack_from(order + "IIII", content, offset)
         frame = content[offset + 16 : offset + 16 + length]
         offset += 16 + length
-        data = _udp_payload(frame[_ETHERNET_BYTES:] if link == _ETHERNET else frame)
+        data = _udp_payload(_ip_packet(frame) if link == _ETHERNET else frame)
+        if data is None:
+            raise RecordingError(f"{path} has datagrams in fragments; record where they are whole, as on the loopback interface")
         if data:
             at = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
             packets.append(RecordedPacket(at, data))
     return packets
 
 
-def _udp_payload(ip: bytes) -> bytes:
-    """The payload of an IPv4 UDP datagram; empty for anything else."""
+def _ip_packet(frame: bytes) -> bytes:
+    return frame[_ETHERNET_BYTES:] if frame[_ETHERNET_BYTES - 2 : _ETHERNET_BYTES] == _ETHERNET_IPV4 else b""
+
+
+def _udp_payload(ip: bytes) -> bytes | None:
+    """The payload of an IPv4 UDP datagram; empty for anything else and for one that was cut off, None for a fragment."""
     if len(ip) < 20 or ip[0] >> 4 != 4 or ip[9] != _UDP:
         return b""
+    if int.from_bytes(ip[6:8], "big") & _FRAGMENT:
+        return None
     start = (ip[0] & 15) * 4
-    length = int.from_bytes(ip[start + 4 : start + 6], "big")
-    return ip[start + _UDP_BYTES : start + length]
+    length = int.from_bytes(ip[2:4], "big")
+    return ip[start + _UDP_BYTES : length] if length <= len(ip) else b""
 
 
 async def replay(

@@ -1,6 +1,10 @@
 """What every store does. `tests/contract` holds each engine to it.
 
-A method that writes returns when what it wrote is durable, and raises `StoreError` when it is not; repeating it is safe.
+A method that writes returns when what it wrote is durable, and raises `StoreError` when it is not; repeating it is safe. What can
+never be written, however often it is tried, is `IllegalStep`: a mistake of ours. A store that was closed raises `StoreError`.
+
+Several store objects may be open on the same data, in as many processes. What one of them changed in the registry, the others
+know within a second, and from then on go by.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ class Store(Protocol):
     async def add_lines(self, lines: Sequence[Line]) -> int:
         """Add lines, all or none; those that the client has already are not counted.
 
-        Raises `InputError` when another client owns one of the numbers, or the client owns it under another pin.
+        Raises `InputError` when there is no such client, another one owns one of the numbers, or the client owns it under
+        another pin.
         """
 
     async def remove_lines(self, client_id: str, pin: str, numbers: Sequence[Line] | None) -> int:
@@ -77,7 +82,10 @@ class Store(Protocol):
     async def register_callback(
         self, client_id: str, url: str, credentials: str | None, pin: str | None, *, limit: int
     ) -> Registered | TooMany:
-        """Register a URL, or update the credentials of the registration that has the same URL and pin."""
+        """Register a URL, or update the credentials of the registration that has the same URL and pin.
+
+        That also enables it, if it was disabled. Raises `InputError` when there is no such client.
+        """
 
     async def remove_callback(self, client_id: str, code: str) -> Removal:
         """End a registration of this client; its waiting deliveries are dropped with it."""
@@ -93,7 +101,9 @@ class Store(Protocol):
     async def append(self, changes: Sequence[StatusChange], snapshots: Sequence[Snapshot]) -> Appended:
         """Accept status changes: give each its callerid, id and sequence, and a delivery for every callback that wants it.
 
-        What a side has been told already, or after its end, is left out. Snapshots are kept until their call ends.
+        What a side has been told already, or after its end, is left out, and so is what no client would be told of, because
+        it was removed. Snapshots are kept until their call ends: with its first final, or a snapshot without state. What
+        begins later than that under the same identity is another call.
         """
 
     async def open_calls(self) -> list[tuple[CallIdentity, bytes]]:

@@ -37,6 +37,7 @@ _BUSY_TIMEOUT_S = 10.0  # how long a command waits for the server's transaction,
 _JOBS_A_COMMIT = 256
 _EVENTS_A_STEP = 5_000  # of a removed client: each step is a commit, and others' commits come between
 _CACHE_KIB = 65_536  # the writer's: it holds the index of calls' names for some hundred thousand calls
+_LOG_KEPT_BYTES = 64 * 2**20  # what one long reader let the log grow to is given back, down to this
 _FILE_MODE = 0o600
 _APPLICATION_ID = 0x746F7175  # "toqu": what kind of SQLite file this is
 _OUR_FAULT = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
@@ -94,6 +95,7 @@ class SqliteStore:
             self._writer.close()
             raise
         self._writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._writer.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
         self._reader.execute("PRAGMA query_only = ON")
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="toque-reader")
         self._thread = threading.Thread(target=self._run_writer, name="toque-writer", daemon=True)

@@ -19,6 +19,7 @@ from toque.store.sqlite_rows import from_us, from_us_or_none, to_us, to_us_or_no
 
 _CALLBACK_COLUMNS = """id, code, client_id, url, credentials, pin, secret, old_secret, old_secret_until, created_at,
     disabled_at, disabled_reason"""
+_SEALED_COLUMNS = ("value", "credentials", "secret", "old_secret")
 CODE_BYTES = 20  # 40 hex digits
 _LAST_CHARACTER = chr(0x10FFFF)
 
@@ -85,16 +86,29 @@ def token_key(connection: sqlite3.Connection, sealer: Sealer) -> bytes:
 
 def reseal(connection: sqlite3.Connection, sealer: Sealer) -> bool:
     """Write every secret as this sealer would; returns whether one was not. Raises `WrongKey` when one cannot be opened."""
-    changed = False
-    places = [("meta", "name", "value", "name = 'token_key'")]
-    places += [("callbacks", "id", column, f"{column} IS NOT NULL") for column in ("credentials", "secret", "old_secret")]
-    for table, key, column, which in places:
-        for identifier, sealed in connection.execute(f"SELECT {key}, {column} FROM {table} WHERE {which}").fetchall():  # noqa: S608
-            text = sealer.open(sealed)
-            if not sealer.is_current(sealed):
-                connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (sealer.seal(text), identifier))  # noqa: S608
-                changed = True
-    return changed
+    keys = _resealed(connection.execute("SELECT * FROM meta WHERE name = 'token_key'"), sealer)
+    callbacks = _resealed(connection.execute("SELECT * FROM callbacks"), sealer)
+    if keys:
+        connection.executemany("UPDATE meta SET value = :value WHERE name = :name", keys)
+    if callbacks:
+        # All anew, since SQLite leaves copies in the unused parts of pages when it moves rows between them.
+        connection.execute("DELETE FROM callbacks")
+        marks = ", ".join(f":{column}" for column in callbacks[0])
+        connection.executemany(f"INSERT INTO callbacks ({', '.join(callbacks[0])}) VALUES ({marks})", callbacks)  # noqa: S608
+    return bool(keys or callbacks)
+
+
+def _resealed(found: sqlite3.Cursor, sealer: Sealer) -> list[dict[str, Any]]:
+    """Rows with their secrets sealed anew; none where all were sealed as this sealer does it."""
+    columns = [column for column, *_ in found.description]
+    rows = [dict(zip(columns, values, strict=True)) for values in found]
+    secrets = [(row, column) for row in rows for column in columns if column in _SEALED_COLUMNS and row[column] is not None]
+    texts = [sealer.open(row[column]) for row, column in secrets]
+    if all(sealer.is_current(row[column]) for row, column in secrets):
+        return []
+    for (row, column), text in zip(secrets, texts, strict=True):
+        row[column] = sealer.seal(text)
+    return rows
 
 
 # Clients

@@ -19,7 +19,7 @@ from toque.web.envelopes import FAILURE, PARAMETER
 
 REQUEST_TIMEOUT_S = 60.0  # from a connection's or a request's first moment until the request is here as a whole
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers; the parser itself would take any amount
-MAX_CONNECTIONS = 1000  # an idle one costs a few KiB and a file descriptor, of which posts need some as well
+MAX_CONNECTIONS = 500  # half of the file descriptors that a process usually may have; posts need some as well
 _RETRY_AFTER_S = 5
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings", b"connection")
 

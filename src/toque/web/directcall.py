@@ -162,7 +162,10 @@ class DirectcallApi:
         url = self._checked_url(asked.fields.get("url", ""))
         pin = self._checked_pin(client, asked.fields.get("pin", ""))
         limit = self._deployment.max_callbacks
-        done = await self._store.register_callback(client.client_id, url.text, url.credentials, pin, limit=limit)
+        try:
+            done = await self._store.register_callback(client.client_id, url.text, url.credentials, pin, limit=limit)
+        except InputError:  # the client was removed, and the directory does not know it yet
+            raise Refused("access_token revogado") from None
         if isinstance(done, TooMany):
             raise Problem(400, PARAMETER, f"limite de {done.limit} URLs por cliente atingido")
         try:

@@ -87,6 +87,7 @@ def test_other_countries(number: str, country: str, expected: str):
         ("(41) 3060-0300", LineKind.EXACT, CURITIBA, CURITIBA),
         (" 1001 ", LineKind.EXACT, "1001", "1001"),
         ("auth1", LineKind.EXACT, "auth1", "auth1"),
+        ("001 212 555 1234", LineKind.EXACT, "12125551234", "+12125551234"),
         ("5541306003*", LineKind.PREFIX, "5541306003", "5541306003*"),
         ("+55 (41) 3060-03*", LineKind.PREFIX, "5541306003", "5541306003*"),
         ("10*", LineKind.PREFIX, "10", "10*"),

@@ -121,6 +121,15 @@ def test_a_cancel_with_a_branch_of_its_own_is_the_callers_by_address():
     assert play.kinds() == [(K.GAVE_UP, None)]
 
 
+@pytest.mark.parametrize("by", ["caller", "callee"])
+def test_the_cancel_of_a_reinvite_says_nothing(by: str):
+    play = playing("invite", "answer")
+    play.call.in_dialog("INVITE", by=by)
+    play.call.in_dialog("CANCEL", by=by, cseq=play.call.dialog_cseq)
+    play.call.dialog_answer(487, "INVITE", by=by)
+    assert play.kinds() == []
+
+
 def test_a_cancel_between_others_says_nothing():
     play = playing("invite")
     play.call.down("CANCEL", 7)
@@ -166,6 +175,8 @@ def test_messages_that_belong_to_no_call_begin_nothing():
     play.call.up(183)
     play.call.up(100, to_tag="b")
     play.call.dialog_answer(200, "BYE")
+    play.call.in_dialog("CANCEL")
+    play.call.up(200, to="CANCEL")
     play.call.up("OPTIONS")
     assert play.kinds() == []
     assert len(play.dialogs) == 0

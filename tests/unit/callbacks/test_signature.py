@@ -1,0 +1,71 @@
+"""Signatures: whoever verifies with the Standard Webhooks' own package agrees with ours."""
+
+import base64
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from toque.callbacks.payload import encode_form
+from toque.callbacks.signature import SECRET_BYTES, key_of, render_secret, sign
+
+NEW, OLD, FOREIGN = (render_secret(bytes([n]) * SECRET_BYTES) for n in (1, 2, 3))
+EVENT_ID = "c9a3f3a0-3a94-5b8e-9d5f-0d2c6a1b7e11"
+NOW = datetime.now(UTC).replace(microsecond=0)  # the package compares with its own clock
+
+
+def headers(body: bytes, *secrets: str, event_id: str = EVENT_ID, at: datetime = NOW) -> dict[str, str]:
+    timestamp = int(at.timestamp())
+    return {
+        "webhook-id": event_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign([key_of(secret) for secret in secrets], event_id, timestamp, body),
+    }
+
+
+def test_the_package_signs_alike() -> None:
+    body = encode_form('{"status":"ocupado","origem":"São João"}')
+    assert headers(body, NEW)["webhook-signature"] == Webhook(NEW).sign(EVENT_ID, NOW, body.decode())
+
+
+@given(st.binary(min_size=1, max_size=64), st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), st.text())
+def test_the_package_signs_alike_whatever_is_signed(key: bytes, event_id: str, text: str) -> None:
+    secret = render_secret(key)
+    assert key_of(secret) == key
+    signed = sign([key_of(secret)], event_id, int(NOW.timestamp()), text.encode())
+    assert signed == Webhook(secret).sign(event_id, NOW, text)
+
+
+@pytest.mark.parametrize("receivers_secret", [NEW, OLD])
+def test_during_a_rotation_both_secrets_verify(receivers_secret: str) -> None:
+    body = b'{"a": 1}'
+    signed = headers(body, NEW, OLD)
+    assert len(signed["webhook-signature"].split(" ")) == 2
+    assert Webhook(receivers_secret).verify(body, signed) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "change", "secret"),
+    [
+        (b'{"a": 2}', {}, NEW),
+        (b'{"a": 1}', {"webhook-id": EVENT_ID.upper()}, NEW),
+        (b'{"a": 1}', {"webhook-timestamp": str(int(NOW.timestamp()) - 1)}, NEW),
+        (b'{"a": 1}', {}, FOREIGN),
+    ],
+)
+def test_what_was_changed_does_not_verify(body: bytes, change: dict[str, str], secret: str) -> None:
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(body, {**headers(b'{"a": 1}', NEW, OLD), **change})
+
+
+def test_a_secret_is_what_people_copy() -> None:
+    assert NEW.removeprefix("whsec_") == base64.b64encode(b"\x01" * SECRET_BYTES).decode()
+    assert key_of(NEW) == b"\x01" * SECRET_BYTES
+
+
+@pytest.mark.parametrize("text", ["", "whsec", "AQEB", "WHSEC_AQEB", "whsec_AQE", "whsec_A*EB", "whsec_AQEB\n", "whsec_é"])
+def test_other_texts_are_no_secrets(text: str) -> None:
+    with pytest.raises(ValueError):
+        key_of(text)
