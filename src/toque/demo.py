@@ -125,7 +125,7 @@ class _Screen:
 def _remark(status: CallStatus) -> str:
     if not status.is_final:
         return status.atendido_por or ""
-    span = f"duração {status.duracao}" if status.duracao else f"toque {status.toque or timedelta()}"
+    span = f"duração {status.duracao}" if status.status == "desligou" else f"toque {status.toque or timedelta()}"
     sip = status.causa.sip if status.causa is not None else None
     return f"{span} SIP {sip}" if sip else span
 

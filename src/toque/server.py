@@ -44,6 +44,7 @@ from toque.store.sqlite import SqliteStore, utc_now
 from toque.telemetry import mask_number
 from toque.web.access import Access
 from toque.web.app import make_app
+from toque.web.connection import HttpConnection
 from toque.web.directcall import Deployment, DirectcallApi
 
 _HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost no fsync each
@@ -226,7 +227,7 @@ class Server:
         settings = self.settings
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=HttpConnection,
             lifespan="off",
             access_log=False,  # it would show query strings, and tokens in them
             log_config=None,

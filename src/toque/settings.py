@@ -131,10 +131,10 @@ def _networks(value: Any) -> tuple[Network, ...]:
 
 
 def _list(value: Any) -> list[str]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise _Unusable("must be a list of texts")
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def _address(value: Any) -> Address:

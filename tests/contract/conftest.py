@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.support.stored_calls import ZONE, ManualClock, a_client
+from tests.support.clock import ManualClock
+from tests.support.stored_calls import BEGINNING, ZONE, a_client
 
 from toque.callbacks.payload import PayloadWriter
 from toque.store.contract import Store
@@ -28,7 +29,7 @@ class Place:
 
     open_engine: Callable[[Path, ManualClock], Awaitable[Store]]
     folder: Path
-    clock: ManualClock = field(default_factory=ManualClock)
+    clock: ManualClock = field(default_factory=lambda: ManualClock(BEGINNING))
     stores: list[Store] = field(default_factory=list)
 
     async def open(self) -> Store:

@@ -290,7 +290,7 @@ async def test_many_append_settle_register_and_read_at_once(store: Store, place:
 
 async def test_deliveries_say_when_their_event_was_accepted(store: Store, place: Place) -> None:
     await register(store)
-    place.clock.advance(timedelta(minutes=5))
+    place.clock.advance(5 * 60)
     (delivery,) = await accept(store)
     assert delivery.event.accepted_at == BEGINNING + timedelta(minutes=5)
     assert await store.pending() == [delivery]

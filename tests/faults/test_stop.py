@@ -276,6 +276,25 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path, setting: str, kind: s
     assert_one_line(code, told, [setting, f"{HOST}:{port}", f"cannot listen on {HOST}:{port}: Address already in use"])
 
 
+@pytest.mark.parametrize("setting", ["http", "hep"])
+def test_a_server_that_cannot_start_posts_nothing(toque: ToqueProcess, receiver: RecordingReceiver, setting: str) -> None:
+    """Or each try of a supervisor would post the same again, and nobody would write it down."""
+    toque.add_client("Escritório", vendas=[LINE]).api().add_callback(receiver.url())
+    with receiver.hold():
+        make_calls(toque, 3)
+        receiver.wait_for_count(3)
+        toque.wait_until(lambda: toque.waiting() == 12, "the calls are not stored")
+        toque.kill()
+    with taken_port(socket.SOCK_STREAM) as port:
+        code, told = serve(
+            toque.folder, **{"store": f"sqlite://{toque.store}", setting: f"{HOST}:{port}"}, allow_networks="127.0.0.0/8"
+        )
+    assert code == 2, told
+    assert len(receiver.posts) == 3
+    toque.start()
+    assert words(receiver.wait_for_count(15)[3:6]) == ["iniciou"] * 3
+
+
 def test_a_store_serves_one_server_only(toque: ToqueProcess) -> None:
     code, told = serve(toque.folder, store=f"sqlite://{toque.store}")
     assert_one_line(code, told, ["store", str(toque.store), "another toque server uses", "give each server a store of its own"])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.support.stored_calls import URL, ZONE, ManualClock, a_client, change, identity, seconds
+from tests.support.stored_calls import URL, ZONE, a_client, change, identity, seconds
 
 from toque.callbacks.callback import Registered
 from toque.callbacks.delivery import DeliveryState, Settlement
@@ -61,7 +61,6 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="toque-model-")
         self.runner = asyncio.Runner()
-        self.clock = ManualClock()
         self.now = 0.0
         self.store = self.open()
         self.calls: dict[str, list[Call]] = {name: [Call()] for name in NAMES}
@@ -73,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.last_seq = 0
 
     def open(self) -> SqliteStore:
-        return SqliteStore(Path(self.folder.name) / "toque.db", PayloadWriter(ZONE), clock=self.clock)
+        return SqliteStore(Path(self.folder.name) / "toque.db", PayloadWriter(ZONE))
 
     def run(self, doing: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(doing)

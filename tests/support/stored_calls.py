@@ -15,19 +15,6 @@ URL = "https://example.com/status"
 MADE, RECEIVED = Direction.MADE, Direction.RECEIVED
 
 
-class ManualClock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = BEGINNING
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def advance(self, span: timedelta) -> None:
-        self.now += span
-
-
 def seconds(count: float) -> datetime:
     """The moment so many seconds after the beginning."""
     return BEGINNING + timedelta(seconds=count)

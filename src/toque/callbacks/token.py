@@ -41,17 +41,17 @@ def mint(key: bytes, claims: TokenClaims, expires_at: datetime) -> str:
 def verify(key: bytes, token: str, now: datetime) -> TokenClaims:
     """The claims of a token that is genuine and not expired. Raises `TokenError`."""
     if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
-        raise TokenError("access_token invalido")
+        raise TokenError("access_token inválido")
     first, _, second = token.partition(".")
     try:
         body, mac = _decode(first), _decode(second)
     except ValueError:
-        raise TokenError("access_token invalido") from None
+        raise TokenError("access_token inválido") from None
     if not hmac.compare_digest(mac, _mac(key, body)) or len(body) < _HEAD.size:
-        raise TokenError("access_token invalido")
+        raise TokenError("access_token inválido")
     form, expires, version = _HEAD.unpack_from(body)
     if form != _FORMAT:
-        raise TokenError("access_token invalido")
+        raise TokenError("access_token inválido")
     if now.timestamp() >= expires:
         raise TokenError("access_token expirado")
     return TokenClaims(body[_HEAD.size :].decode(), version)

@@ -27,7 +27,9 @@ _ROUTE_TAG = re.compile(r"[;?]ftag=([^;>,\s]+)")  # Kamailio's rr module leaves 
 _CAUSE = re.compile(r";\s*cause\s*=\s*(\d{1,3})(?!\d)", re.IGNORECASE | re.ASCII)
 _REASON_TEXT = re.compile(r'text\s*=\s*"([^"]*)"', re.IGNORECASE)
 _HIGHEST_Q850 = 127
-_LONGEST_KEPT = 300  # characters; a longer From is made to fill our memory
+# What is longer is made to fill our memory; proxies that hide their topology do write names of some hundred characters.
+_LONGEST_NAME = 1000  # a Call-ID, tag or branch
+_LONGEST_TEXT = 300  # a user, a phrase, a header that is remembered as a whole
 
 _LONG_NAMES = {"v": "via", "f": "from", "t": "to", "i": "call-id", "c": "content-type"}  # RFC 3261, 7.3.3
 _READ = ("Via", "From", "To", "Call-ID", "CSeq", "Reason", "Content-Type", "P-Asserted-Identity", "Route")
@@ -90,11 +92,11 @@ def parse_sip(data: bytes) -> SipMessage:
     headers = _headers(rest)
     cseq, cseq_method = _cseq(headers.get("cseq", _NO_VALUE)[0])
     call_id = headers.get("call-id", _NO_VALUE)[0]
-    if not call_id:
-        msg = "SIP message without a Call-ID"
-        raise SipError(msg)
     from_user, from_tag = _party(headers.get("from", _NO_VALUE)[0])
     to_user, to_tag = _party(headers.get("to", _NO_VALUE)[0])
+    if not call_id or max(len(call_id), len(from_tag), len(to_tag)) > _LONGEST_NAME:
+        msg = f"SIP message without a Call-ID, or with one or a tag of more than {_LONGEST_NAME} characters"
+        raise SipError(msg)
     return SipMessage(
         method=cseq_method if status else method,
         status=status,
@@ -120,7 +122,7 @@ _NO_VALUE = [""]
 def _start_line(line: str) -> tuple[str, int, str, str]:
     response = _RESPONSE.match(line)
     if response:
-        return "", int(response[1]), (response[2] or "").strip(), ""
+        return "", int(response[1]), (response[2] or "").strip()[:_LONGEST_TEXT], ""
     request = _REQUEST.match(line)
     if request:
         return request[1].upper(), 0, "", request[2]
@@ -155,12 +157,12 @@ def _cseq(value: str) -> tuple[int, str]:
 
 def _branches(vias: list[str]) -> tuple[str, ...]:
     hops = ",".join(vias).split(",", _MAX_VIAS)[:_MAX_VIAS] if vias else vias
-    return tuple([found[1] if (found := _BRANCH.search(hop)) else "" for hop in hops])
+    return tuple([found[1][:_LONGEST_NAME] if (found := _BRANCH.search(hop)) else "" for hop in hops])
 
 
 def _party(value: str) -> tuple[str, str]:
     """User and tag of a From or To header. All messages of a call have the same few, so they are read once."""
-    return _read_party(value) if len(value) <= _LONGEST_KEPT else _read_party.__wrapped__(value)
+    return _read_party(value) if len(value) <= _LONGEST_TEXT else _read_party.__wrapped__(value)
 
 
 @lru_cache(maxsize=8192)
@@ -198,9 +200,9 @@ def user_of(uri: str) -> str:
         case "sip" | "sips":
             # A password or parameters of the user (";phone-context=") are no part of whom it names.
             user, at, _ = rest.partition("@")
-            return unquote(user.partition(";")[0].partition(":")[0]) if at else ""
+            return unquote(user.partition(";")[0].partition(":")[0])[:_LONGEST_TEXT] if at else ""
         case "tel":
-            return rest.partition(";")[0].translate(_VISUAL_SEPARATORS)
+            return rest.partition(";")[0].translate(_VISUAL_SEPARATORS)[:_LONGEST_TEXT]
         case _:
             return ""
 
@@ -238,4 +240,4 @@ def _reason(values: list[str]) -> Cause | None:
     if sip is None and q850 is None:
         return None
     text = next(filter(None, map(_REASON_TEXT.search, values)), None)
-    return Cause(sip=sip, q850=q850, text=text[1] if text else None)
+    return Cause(sip=sip, q850=q850, text=text[1][:_LONGEST_TEXT] if text else None)

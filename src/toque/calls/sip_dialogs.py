@@ -29,11 +29,10 @@ _NOTHING: tuple[Signal, ...] = ()
 
 @dataclass(slots=True)
 class Hop:
-    """One INVITE transaction: who sent it (`host:port`), whom it is to reach, and the Via branches below its own."""
+    """One INVITE transaction: who sent it (`host:port`), and whom it is to reach."""
 
     client: str
     number: str
-    below: tuple[str, ...] = ()
     is_invited: bool = True  # False while only responses were seen
 
 
@@ -46,6 +45,7 @@ class Dialog:
     callers: tuple[str, ...]
     dialled: str
     root: str = ""  # branch of the caller's own INVITE transaction; "" until one was seen
+    above: tuple[str, ...] = ()  # branches between the caller and what we take for the root
     cseq: int = 0
     is_refused: bool = False
     hops: dict[str, Hop] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def _relation(dialog: Dialog, branch: str, message: SipMessage) -> _Place:
     """How a transaction that is new to us stands to those we know; the first question that is answered yes decides."""
     if dialog.root in message.branches[1:]:
         return _Place.LEG if len(dialog.hops) < _MAX_HOPS else _Place.PASSED
-    if branch in dialog.hops[dialog.root].below:
+    if branch in dialog.above:
         return _Place.NEARER
     if message.cseq > dialog.cseq or (dialog.is_over and message.is_request):
         return _Place.AGAIN
@@ -228,7 +228,7 @@ class SipDialogs:
             return _NOTHING  # a retransmission, or too late to matter
         old_root = self._join(dialog, place, branch, message)
         number = message.request_user or message.to_user
-        dialog.hops[branch] = Hop(source, number, message.branches[1:])
+        dialog.hops[branch] = Hop(source, number)
         if branch != dialog.root:
             return (self._signal(dialog, SignalKind.LEG_BEGAN, at, leg=branch, number=number),)
         dialog.cseq = message.cseq
@@ -243,6 +243,7 @@ class SipDialogs:
         if place not in (_Place.FIRST, _Place.NEARER, _Place.AGAIN):
             return ""
         old_root, dialog.root, dialog.cseq = dialog.root, branch, message.cseq
+        dialog.above = message.branches[1:]
         if place is _Place.NEARER:
             return old_root
         if place is _Place.AGAIN:
@@ -286,7 +287,7 @@ class SipDialogs:
             return (self._said(dialog, branch, kind, message, at),)
         # Its request was lost on the way to us, or comes later.
         old_root = self._join(dialog, place, branch, message)
-        dialog.hops[branch] = Hop(client, "", message.branches[1:], is_invited=False)
+        dialog.hops[branch] = Hop(client, "", is_invited=False)
         before = [*self._demoted(dialog, old_root, at)]
         if place is _Place.AGAIN:
             before.append(self._signal(dialog, SignalKind.BEGAN_AGAIN, at))
@@ -390,8 +391,7 @@ def _is_of_reinvite(dialog: Dialog, message: SipMessage, place: _Place) -> bool:
 
 def _is_from_above(dialog: Dialog, message: SipMessage, branch: str, client: str) -> bool:
     """Whether a CANCEL was sent by the caller or on the caller's side of what we took for the root."""
-    root = dialog.hops[dialog.root]
-    return branch in root.below or (client == root.client and message.cseq == dialog.cseq)
+    return branch in dialog.above or (client == dialog.hops[dialog.root].client and message.cseq == dialog.cseq)
 
 
 def _cause_of(message: SipMessage) -> Cause:

@@ -82,6 +82,7 @@ STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.REFUSED, _K.LEG_CANCELLED): Phase.REFUSED,
     (Phase.REFUSED, _K.LEG_ENDED): Phase.REFUSED,
     (Phase.REFUSED, _K.REFUSED): Phase.REFUSED,
+    (Phase.REFUSED, _K.HUNG_UP): Phase.REFUSED,
     (Phase.LEAVING, _K.ANSWERED): Phase.ANSWERED,
     (Phase.LEAVING, _K.REFUSED): Phase.REFUSED,
     (Phase.ANSWERED, _K.BEGAN): Phase.ANSWERED,
@@ -653,6 +654,9 @@ def _learn_refused(call: Call, signal: Signal) -> None:
 
 
 def _learn_hung_up(call: Call, signal: Signal) -> None:
+    if call.phase is Phase.REFUSED:  # a BYE may end an early dialog as a CANCEL does (RFC 3261, 15), and its 487 overtake it
+        _learn_gave_up(call, signal)
+        return
     call.hung_up_by = signal.by
     call.cause = signal.cause
     call.ended_at = signal.at

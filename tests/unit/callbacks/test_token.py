@@ -70,7 +70,7 @@ def test_one_token_has_one_spelling(text: str) -> None:
 
 
 def test_another_servers_token_is_refused() -> None:
-    with pytest.raises(TokenError, match="invalido"):
+    with pytest.raises(TokenError, match="inválido"):
         verify(OTHER_KEY, TOKEN, NOW)
 
 
@@ -89,4 +89,4 @@ def test_any_other_text_is_a_token_error(text: str) -> None:
 def test_a_token_error_is_the_callers_to_handle_and_says_nothing_of_the_token() -> None:
     with pytest.raises(InputError) as caught:
         verify(OTHER_KEY, TOKEN, NOW)
-    assert str(caught.value) == "access_token invalido"
+    assert str(caught.value) == "access_token inválido"

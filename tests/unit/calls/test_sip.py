@@ -222,6 +222,23 @@ def test_route_tag(headers: list[str], tag: str):
     assert parse_sip(request(*headers)).route_tag == tag
 
 
+def test_long_texts_are_cut():
+    message = parse_sip(
+        response(
+            f"486 {'x' * 999}",
+            f"From: <sip:{'1' * 999}@h>",
+            f"Via: x;branch={'z' * 9999}",
+            f'Reason: SIP;cause=1000;cause=600;text="{"y" * 999}"',
+        )
+    )
+    assert [len(text) for text in (message.phrase, message.from_user, message.branches[0], message.cause.text)] == [
+        300,
+        300,
+        1000,
+        300,
+    ]
+
+
 def test_bad_bytes_are_replaced():
     assert parse_sip(request().replace(b"1001", b"10\xff01")).from_user == "10\ufffd01"
 
@@ -238,6 +255,8 @@ def test_bad_bytes_are_replaced():
         pytest.param(request(start="SIP/2.0 ٤٨٦ Busy"), id="status-in-other-digits"),
         pytest.param(request().replace(b"Call-ID", b"X"), id="no-call-id"),
         pytest.param(request().replace(b"CSeq", b"X"), id="no-cseq"),
+        pytest.param(request(f"Call-ID: {'x' * 1001}"), id="call-id-too-long"),
+        pytest.param(request(f"From: <sip:1@h>;tag={'x' * 1001}"), id="tag-too-long"),
         pytest.param(request("CSeq: x INVITE"), id="cseq-no-number"),
         pytest.param(request("CSeq: ² INVITE"), id="cseq-superscript"),
         pytest.param(request("CSeq: 12345678901 INVITE"), id="cseq-too-long"),

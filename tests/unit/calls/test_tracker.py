@@ -296,6 +296,10 @@ def test_a_cancel_seen_after_the_refusal(refusal: tuple[int | None, float], canc
     assert told.say(K.GAVE_UP, 2.2, stamped=cancel).tick(3).words[-1] == word
 
 
+def test_a_bye_before_any_answer_that_its_487_overtook():
+    assert Told().say(K.BEGAN).say(K.REFUSED, 2, sip=487).say(K.HUNG_UP, 2.1, stamped=1.9).words == ["initiated", "cancelled"]
+
+
 def test_cancelled_and_never_refused():
     told = Told().say(K.BEGAN).say(K.GAVE_UP, 2).say(K.SEEN, 20).tick(33.9)
     assert told.words == ["initiated"]

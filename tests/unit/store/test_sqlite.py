@@ -19,7 +19,6 @@ from tests.support.stored_calls import (
     BEGINNING,
     URL,
     ZONE,
-    ManualClock,
     a_client,
     change,
     identity,
@@ -56,22 +55,23 @@ class Opener:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.clock = ManualClock()
         self.stores: list[SqliteStore] = []
 
     def __call__(self, secret_key: str | None = None, path: Path | None = None) -> SqliteStore:
-        store = SqliteStore(path or self.path, PayloadWriter(ZONE), secret_key=secret_key, clock=self.clock)
+        store = SqliteStore(path or self.path, PayloadWriter(ZONE), secret_key=secret_key)
         self.stores.append(store)
         return store
 
 
 @pytest.fixture
 async def opened(path: Path) -> AsyncIterator[Opener]:
+    before = set(threading.enumerate())
     opener = Opener(path)
     yield opener
     for store in opener.stores:
         await store.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("toque-")] == []
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name.startswith("toque-")] == []
 
 
 @pytest.fixture
