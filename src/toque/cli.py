@@ -69,6 +69,7 @@ def _flags(*names: str) -> Any:
 
 _ServeFlags: Any = _flags(*OPTIONS)
 _StoreFlags: Any = _flags("store")
+_RotateFlags: Any = _flags("store", "rotation_overlap")
 _LineFlags: Any = _flags("store", "country")
 _TestFlags: Any = _flags("store", "allow_networks", "ca_file", "connect_timeout", "attempt_timeout", "time_zone")
 Json = Annotated[bool, Parameter(help="print the result as JSON", negative=())]
@@ -370,7 +371,7 @@ def callback_test(code: str, *, json: Json = False, flags: _TestFlags = None) ->
 
 
 @callback_app.command(name="rotate")
-def callback_rotate(code: str, *, json: Json = False, flags: _StoreFlags = None) -> None:
+def callback_rotate(code: str, *, json: Json = False, flags: _RotateFlags = None) -> None:
     """Give a callback another signing secret; for a while (rotation_overlap) posts carry signatures by both."""
     settings = _settings(flags)
 

@@ -148,6 +148,9 @@ class Intake:
             self._changes += changes
             for snapshot in snapshots:
                 self._snapshots[snapshot.identity] = snapshot
+            for identity, sign in watch.take_late().items():
+                if self._sparingly.admits():
+                    self._log.warning("call.late", source=watch.source, call=identity.key, sign=str(sign))
             for call in watch.take_unmatched():
                 self._report_unmatched(watch.source, call.caller, call.dialled)
 

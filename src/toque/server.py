@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import resource
 import signal
 import socket
 import ssl
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from ipaddress import IPv6Network
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,7 +40,7 @@ from toque.intake import Intake
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
-from toque.settings import Settings
+from toque.settings import Network, Settings
 from toque.sources.hep import HepListener
 from toque.store.sqlite import SqliteStore, utc_now
 from toque.telemetry import mask_number
@@ -50,12 +52,13 @@ from toque.web.directcall import Deployment, DirectcallApi
 _HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost no fsync each
 _HTTP_GRACE_S = 5  # for requests under way when the server stops
 _STORE_GRACE = timedelta(seconds=10)  # for what must still be written when it stops
+_DESCRIPTORS = 16_384  # kept connections to receivers and from customers, with room to spare
 _KEEP_ALIVE_S = 65  # longer than a reverse proxy's usual 60, so that the proxy is the one that closes
 
 
-def open_store(settings: Settings) -> SqliteStore:
+def open_store(settings: Settings, clock: Callable[[], datetime] = utc_now) -> SqliteStore:
     """The store that the settings name. Raises `SettingsError`."""
-    return SqliteStore(settings.store, PayloadWriter(settings.time_zone), secret_key=settings.secret_key)
+    return SqliteStore(settings.store, PayloadWriter(settings.time_zone), secret_key=settings.secret_key, clock=clock)
 
 
 def callback_tls(settings: Settings) -> ssl.SSLContext:
@@ -127,7 +130,7 @@ class Server:
 
     async def _open(self, exits: contextlib.AsyncExitStack) -> None:
         settings = self.settings
-        self.store = open_store(settings)
+        self.store = open_store(settings, self._clock)
         exits.push_async_callback(self.store.close)
         self.store.lock()
         self.transport = await exits.enter_async_context(make_transport(settings))
@@ -233,7 +236,7 @@ class Server:
             log_config=None,
             server_header=False,
             proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=[str(network) for network in settings.trusted_proxies] or None,
+            forwarded_allow_ips=[text for network in settings.trusted_proxies for text in _spellings(network)] or None,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_HTTP_GRACE_S,
             ssl_certfile=settings.tls_certificate,
@@ -316,6 +319,21 @@ class Server:
         await http
 
 
+def _spellings(network: Network) -> list[str]:
+    """A network as uvicorn may meet it: a socket that takes IPv6 shows IPv4 peers as mapped addresses (RFC 4291, 2.5.5.2)."""
+    if isinstance(network, IPv6Network):
+        return [str(network)]
+    return [str(network), f"::ffff:{network.network_address}/{96 + network.prefixlen}"]
+
+
+def _raise_descriptor_limit() -> None:
+    """Each kept connection is a descriptor; the usual soft limit of 1,024 is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class _HttpServer(uvicorn.Server):
     """uvicorn in our own loop: signals are not its business, and it leaves nothing behind, however it ends."""
 
@@ -352,6 +370,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. A second signal ends the process at once, which is safe as a crash is."""
+    _raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     async with Server(settings) as server:
 

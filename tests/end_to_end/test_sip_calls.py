@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.sip, pytest.mark.slow]
 
 AT_ONCE = 6  # scenarios, as in the laboratory's own tests
 
+BUSY_MACHINE = timedelta(seconds=5)  # by which telephones may be late
+
 CALLERS, CALLEES = "554198888", "551197777"  # how the two clients' numbers begin
 AUTHENTICATED = "auth"
 EXTENSION = "1002"  # a telephone that some scenarios ring; it belongs to a third client
@@ -211,10 +213,12 @@ def assert_span(told: str, measured: timedelta) -> None:
 
 def test_ring_and_talk_time_are_the_phones_own(told: Told) -> None:
     [posts] = told.sides("/caller", ROWS[LONG.name])
-    assert (posts[-1].data["toque"], posts[-1].data["duracao"]) == ("00:00:01", "00:00:02")
     at = {post.word: datetime.fromisoformat(post.data["momento"]) for post in posts}
-    assert timedelta(seconds=1.25) < at["atendeu"] - at["chamando"] < timedelta(seconds=3)
-    assert timedelta(seconds=2.25) < at["desligou"] - at["atendeu"] < timedelta(seconds=4)
+    ringing, talking = at["atendeu"] - at["chamando"], at["desligou"] - at["atendeu"]
+    assert timedelta(milliseconds=LONG.ring_ms - 50) < ringing < timedelta(milliseconds=LONG.ring_ms) + BUSY_MACHINE
+    assert timedelta(milliseconds=LONG.talk_ms - 50) < talking < timedelta(milliseconds=LONG.talk_ms) + BUSY_MACHINE
+    assert "00:00:01" <= posts[-1].data["toque"] <= "00:00:06"
+    assert "00:00:02" <= posts[-1].data["duracao"] <= "00:00:07"
 
 
 def test_a_call_within_one_client_is_told_once_in_each_direction(told: Told) -> None:

@@ -420,7 +420,6 @@ def test_a_rotated_callback_signs_with_both_secrets_for_a_while(tmp_path: Path, 
         deadline = rotated + PATIENCE_S
         while signatures() == 2:
             assert time.monotonic() < deadline, "the old secret goes on signing"
-        assert time.monotonic() - rotated > 2
         assert_signed(receiver.posts[:before], old)
         assert_signed(both, new, old)
         assert_signed(receiver.posts[-1:], new)

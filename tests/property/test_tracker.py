@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.call_scenarios import SCENARIOS
 from tests.support.call_watching import ARRIVAL, LINES, SOURCE, Ledger, Watcher
-from tests.support.sip_messages import CALLER, DIALLED, START, ProxiedCall
+from tests.support.sip_messages import CALLER, DIALLED, START, ProxiedCall, sip_bytes, via
 
 from toque.calls.hep_packet import HepPacket
 from toque.calls.model import CallIdentity, Cause, Direction, Party, Signal, SignalKind, Status
@@ -180,3 +180,44 @@ def test_each_status_once_in_order_and_one_end(told: list[tuple[Signal, datetime
     watch.tick(last + timedelta(days=2))
     assert watch.tracker.calls == {}
     assert watch.tracker.next_due() is None
+
+
+# Messages that no telephone would send
+
+BRANCHES = ["z9hG4bKa", "z9hG4bKb", "z9hG4bKc", ""]
+TAGS = ["", "a", "b", "c"]
+
+
+@st.composite
+def odd_messages(draw: st.DrawFn) -> HepPacket:
+    method = draw(st.sampled_from(["INVITE", "INVITE", "ACK", "CANCEL", "BYE", "UPDATE"]))
+    status = draw(st.sampled_from([0, 0, 100, 180, 183, 200, 302, 407, 408, 481, 486, 487, 503, 603]))
+    branches = draw(st.lists(st.sampled_from(BRANCHES), max_size=3))
+    headers = [("Via", via("192.0.2.1", branch) if branch else "SIP/2.0/UDP 192.0.2.1") for branch in branches]
+    for name, number in (("From", CALLER), ("To", DIALLED)):
+        tag = draw(st.sampled_from(TAGS))
+        headers.append((name, f"<sip:{number}@h>" + (f";tag={tag}" if tag else "")))
+    headers += [("Call-ID", draw(st.sampled_from(["c1", "c2"]))), ("CSeq", f"{draw(st.integers(0, 3))} {method}")]
+    if draw(st.booleans()):
+        headers.append(("Route", f"<sip:h;ftag={draw(st.sampled_from(TAGS))}>"))
+    start = f"SIP/2.0 {status} Whatever" if status else f"{method} sip:{DIALLED}@h SIP/2.0"
+    source, destination = draw(st.permutations(["192.0.2.1:5060", "192.0.2.2:5060"]))
+    return HepPacket(sip_bytes(start, headers), 1, START, source, destination)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(odd_messages(), st.sampled_from([0, 1, 100, 600, 20_000])), max_size=40), st.integers(0, 40))
+def test_whatever_is_sent_each_side_has_one_end_and_nothing_is_left(sent: list[tuple[HepPacket, int]], restart_after: int):
+    watcher, now = Watcher(), START
+    watcher.now = START
+    for number, (packet, milliseconds) in enumerate(sent):
+        now += timedelta(milliseconds=milliseconds)
+        watcher.feed(replace(packet, at=now), now)
+        watcher.ledger.append(watcher.watch)
+        if number == restart_after:
+            watcher.restart()
+    watcher.pass_time(LONG)
+    ends = [[change.status.is_final for change in changes] for changes in watcher.ledger.told.values() if changes]
+    assert all(end == [False] * (len(end) - 1) + [True] for end in ends)
+    watcher.pass_time(timedelta(days=2))
+    assert (watcher.watch.tracker.calls, len(watcher.watch.dialogs), watcher.ledger.states) == ({}, 0, {})

@@ -68,7 +68,6 @@ class HepAgent:
     port: int
     keeps: bool = True
     sent: dict[int, dict[str, int]] = field(default_factory=dict)
-    given_up: int = 0
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -141,7 +140,7 @@ class HepAgent:
 
     def _give_up(self) -> None:
         while not self.keeps and self._pop() is not None:
-            self.given_up += 1
+            pass
 
 
 def _is_closed(connection: socket.socket) -> bool:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -273,10 +273,3 @@ def _can_bind(port: int) -> bool:
             except OSError:
                 return False
     return True
-
-
-@contextlib.contextmanager
-def measured() -> Iterator[Callable[[], float]]:
-    """A watch: the seconds since the block was entered."""
-    began = time.monotonic()
-    yield lambda: time.monotonic() - began

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
 from base64 import b64decode, b64encode
+from binascii import b2a_base64
 from collections.abc import Iterable
+from hashlib import sha256
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
+_BLOCK_BYTES = 64  # SHA-256's
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
 
 
 def render_secret(random: bytes) -> str:
@@ -23,7 +27,25 @@ def key_of(secret: str) -> bytes:
     return b64decode(secret.removeprefix(PREFIX), validate=True)
 
 
-def sign(keys: Iterable[bytes], event_id: str, timestamp: int, body: bytes) -> str:
+class Signer:
+    """One key, ready to sign: HMAC's two paddings (RFC 2104, 2) are hashed once, which halves the cost of each signature."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = (key if len(key) <= _BLOCK_BYTES else sha256(key).digest()).ljust(_BLOCK_BYTES, b"\0")
+        self._inner = sha256(block.translate(_INNER_PAD))
+        self._outer = sha256(block.translate(_OUTER_PAD))
+
+    def sign(self, content: bytes) -> bytes:
+        """`v1,` and the signature of this content in base64."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(content)
+        outer.update(inner.digest())
+        return b"v1," + b2a_base64(outer.digest(), newline=False)
+
+
+def sign(signers: Iterable[Signer], event_id: str, timestamp: int, body: bytes) -> bytes:
     """The header `webhook-signature`; `timestamp` is the attempt's time in whole seconds since 1970."""
     content = b"%s.%d.%s" % (event_id.encode("ascii"), timestamp, body)
-    return " ".join("v1," + b64encode(hmac.digest(key, content, "sha256")).decode("ascii") for key in keys)
+    return b" ".join([signer.sign(content) for signer in signers])

@@ -167,7 +167,7 @@ class SipDialogs:
 
     def _begin(self, message: SipMessage) -> Dialog:
         """Remember a call by the first message of it that we see, which need not be its first."""
-        sent_by_callee = bool(message.route_tag) and message.route_tag == message.to_tag
+        sent_by_callee = message.is_request and bool(message.route_tag) and message.route_tag == message.to_tag
         caller, dialled = message.from_user, message.to_user
         if sent_by_callee:
             caller, dialled = dialled, caller

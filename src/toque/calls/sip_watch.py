@@ -30,6 +30,8 @@ class SipWatch:
         at = packet.at or now
         for signal in self.dialogs.read(message, at, packet.source, packet.destination):
             self.tracker.feed(signal, now)
+            if signal.identity not in self.tracker.calls:
+                self.dialogs.forget(signal.identity)
 
     def tick(self, now: datetime) -> None:
         """Do what has become due."""

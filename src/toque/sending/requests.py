@@ -9,7 +9,7 @@ from toque import __version__
 from toque.callbacks.callback import Callback
 from toque.callbacks.delivery import Event
 from toque.callbacks.payload import encode_form
-from toque.callbacks.signature import key_of, sign
+from toque.callbacks.signature import Signer, key_of, sign
 from toque.callbacks.url import TargetUrl, parse_url
 from toque.sending.transport import Post
 
@@ -20,7 +20,7 @@ class RequestWriter:
     def __init__(self, callback: Callback) -> None:
         self.callback = callback
         self.url: TargetUrl = replace(parse_url(callback.url), credentials=callback.credentials)
-        self._keys = tuple(key_of(secret) for secret in callback.secrets)
+        self._signers = tuple(Signer(key_of(secret)) for secret in callback.secrets)
         authorization = self.url.authorization
         lines = (
             f"POST {self.url.target} HTTP/1.1",
@@ -40,12 +40,12 @@ class RequestWriter:
         """The same for a payload that is not an event of the store's (a test post)."""
         body = encode_form(payload)
         timestamp = int(now.timestamp())
-        keys = self._keys[: len(self.callback.secrets_at(now))]
+        signers = self._signers[: len(self.callback.secrets_at(now))]
         head = b"%s\r\nContent-Length: %d\r\nwebhook-id: %s\r\nwebhook-timestamp: %d\r\nwebhook-signature: %s\r\n\r\n" % (
             self._prefix,
             len(body),
             event_id.encode("ascii"),
             timestamp,
-            sign(keys, event_id, timestamp, body).encode("ascii"),
+            sign(signers, event_id, timestamp, body),
         )
         return Post(self.url, head, body)

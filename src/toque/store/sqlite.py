@@ -12,9 +12,9 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 10.0  # how long a command waits for the server's transaction, or the server for a command's
 _JOBS_A_COMMIT = 256
-_EVENTS_A_STEP = 5_000  # of a removed client: each step is a commit, and others' commits come between
+_EVENTS_A_STEP = 1_000  # of a removed client: each step is a commit, and others' commits come between
 _CACHE_KIB = 65_536  # the writer's: it holds the index of calls' names for some hundred thousand calls
 _LOG_KEPT_BYTES = 64 * 2**20  # what one long reader let the log grow to is given back, down to this
 _FILE_MODE = 0o600
@@ -103,6 +103,13 @@ class SqliteStore:
 
     def lock(self) -> None:
         """Claim the store for one server. Raises `SettingsError` when another has it."""
+        handle = self._claimed()
+        if handle is None:
+            raise _unusable(self.path, f"another toque server uses {self.path}; give each server a store of its own")
+        self._lock = handle
+
+    def _claimed(self) -> int | None:
+        """The descriptor that holds the server's place at this store; None when a server has it."""
         real = self.path.resolve()
         try:
             handle = os.open(real.with_name(real.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
@@ -112,8 +119,20 @@ class SqliteStore:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise _unusable(self.path, f"another toque server uses {self.path}; give each server a store of its own") from None
-        self._lock = handle
+            return None
+        return handle
+
+    @contextmanager
+    def _alone(self, option: str) -> Iterator[None]:
+        """Keep servers away while the store is changed in a way that a running one would not understand."""
+        handle = self._claimed()
+        if handle is None:
+            reason = "has no such key" if option == "secret_key" else "is of another version"
+            raise SettingsError(option, str(self.path), f"a running toque server uses {self.path} and {reason}; stop it first")
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     async def close(self) -> None:
         """Finish the waiting jobs and let go of the file."""
@@ -293,9 +312,13 @@ class SqliteStore:
         connection = self._writer
         try:
             connection.execute("BEGIN IMMEDIATE")
-            _migrate(connection, self.path)
+            is_migrated = _migrate(connection, self.path)
             is_resealed = accounts.reseal(connection, self._sealer)
-            connection.execute("COMMIT")
+            if is_migrated or is_resealed:  # a server that runs knows neither the other schema nor the other key
+                with self._alone("secret_key" if is_resealed else "store"):
+                    connection.execute("COMMIT")
+            else:
+                connection.execute("COMMIT")
             if is_resealed:  # what was plain text must not stay behind in the log
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except WrongKey:
@@ -365,7 +388,8 @@ def _configured(connection: sqlite3.Connection) -> str:
     return mode
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path) -> bool:
+    """Bring the schema up to date; whether a store that was in use was changed."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -379,6 +403,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         for statement in filter(str.strip, script.split(";\n")):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number}")
+    return bool(tables) and version < len(MIGRATIONS)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

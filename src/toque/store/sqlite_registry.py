@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, assert_never
 
 from toque.callbacks.callback import Callback, Client, Registered, Registry, TooMany
 from toque.callbacks.signature import SECRET_BYTES, render_secret
@@ -212,6 +212,8 @@ def _rivals(connection: sqlite3.Connection, line: Line) -> list[Line]:
         case LineKind.PATTERN:
             which = f"{same} OR kind = 'exact'"
             values = [str(line.kind), line.number]
+        case _:
+            assert_never(line.kind)
     return _lines(connection, f"({which}) AND client_id <> ?", [*values, line.client_id])
 
 

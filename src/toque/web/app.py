@@ -74,7 +74,7 @@ def _asking(api: DirectcallApi, method: Method) -> Callable[[Request[Any, Any, A
 
 
 def _route(path: str, http_methods: tuple[str, ...], answer: Callable[[Request[Any, Any, Any]], Awaitable[Answer]]) -> Any:
-    """One resource. All HTTP methods come here, so that a wrong one is told in the asked format, too."""
+    """One resource. A wrong HTTP method comes here as well if it may have a body, which says the format of the answer."""
     takes_any = path in _BY_PATH
 
     async def handle(request: Request[Any, Any, Any]) -> Response[bytes]:

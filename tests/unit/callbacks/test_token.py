@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from toque.callbacks import token
 from toque.callbacks.token import KEY_BYTES, MAX_TOKEN_CHARACTERS, TokenClaims, TokenError, mint, verify
 from toque.errors import InputError
 
@@ -72,6 +73,14 @@ def test_one_token_has_one_spelling(text: str) -> None:
 def test_another_servers_token_is_refused() -> None:
     with pytest.raises(TokenError, match="inválido"):
         verify(OTHER_KEY, TOKEN, NOW)
+
+
+def test_a_genuine_token_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(token, "_FORMAT", 2)
+        foreign = mint(KEY, CLAIMS, LATER)
+    with pytest.raises(TokenError, match="inválido"):
+        verify(KEY, foreign, NOW)
 
 
 @given(st.one_of(st.text(), st.text(st.characters(codec="ascii")), st.from_regex(r"[A-Za-z0-9_-]{0,60}\.[A-Za-z0-9_-]{43}")))
