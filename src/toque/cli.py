@@ -45,7 +45,8 @@ app = App(
 client_app = App(name="client", help="Accounts: who may register URLs.")
 line_app = App(name="line", help="Lines: which numbers belong to a client's pins.")
 callback_app = App(name="callback", help="Registered URLs.")
-for _group in (client_app, line_app, callback_app):
+bench_app = App(name="bench", help="Measurements of the real paths on this machine.")
+for _group in (client_app, line_app, callback_app, bench_app):
     app.command(_group)
 
 
@@ -384,6 +385,51 @@ def callback_rotate(code: str, *, json: Json = False, flags: _RotateFlags = None
         msg = f"there is no callback {code!r}"
         raise _NotDone(msg)
     _show({"code": code, "secret": secret}, as_json=json, human=lambda c: c.print(f"secret  {secret}"))
+
+
+# Measurements
+
+
+@bench_app.command(name="deliver")
+def bench_deliver(
+    *,
+    seconds: Annotated[float, Parameter(help="how long each round lasts")] = 5.0,
+    rounds: Annotated[int, Parameter(help="rounds of toque and of wrk in turns")] = 5,
+    callbacks: Annotated[int, Parameter(help="URLs that the deliveries are spread over")] = 100,
+    json: Json = False,
+) -> None:
+    """Durable, signed, ordered deliveries a second of one process, beside wrk (where it is installed) on the same sink."""
+    from toque.bench.deliver import bench_deliver as measure  # noqa: PLC0415 - see _opened
+
+    set_up_logs(form="human", level="warning")
+    _show_figures(_run(measure(seconds=seconds, rounds=rounds, callbacks=callbacks)), as_json=json)
+
+
+@bench_app.command(name="latency")
+def bench_latency(
+    *,
+    seconds: Annotated[float, Parameter(help="how long packets are sent")] = 10.0,
+    rate: Annotated[int, Parameter(help="events a second")] = 1000,
+    callbacks: Annotated[int, Parameter(help="URLs that the deliveries are spread over")] = 100,
+    json: Json = False,
+) -> None:
+    """Milliseconds from a HEP packet's sending to its post's arrival, through a real server."""
+    from toque.bench.latency import bench_latency as measure  # noqa: PLC0415 - see _opened
+
+    _show_figures(_run(measure(seconds=seconds, rate=rate, callbacks=callbacks)), as_json=json)
+
+
+@bench_app.command(name="intake")
+def bench_intake(*, rounds: Annotated[int, Parameter(help="rounds, of which the median counts")] = 5, json: Json = False) -> None:
+    """HEP packets with SIP understood a second, on one core."""
+    from toque.bench.intake import bench_intake as measure  # noqa: PLC0415 - see _opened
+
+    _show_figures(measure(rounds=rounds), as_json=json)
+
+
+def _show_figures(figures: dict[str, Any], *, as_json: bool) -> None:
+    rows = [(name, str(value)) for name, value in figures.items() if name != "rounds"]
+    _show(figures, as_json=as_json, human=_table(("figure", ""), rows, ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from ipaddress import ip_network
@@ -20,7 +20,8 @@ from zoneinfo import ZoneInfo
 from toque.bench.sink import Sink, any_sink
 from toque.bench.traffic import changes, populate
 from toque.bench.wrk import wrk_rate
-from toque.callbacks.payload import PayloadWriter, encode_form
+from toque.callbacks.delivery import Delivery, Settlement
+from toque.callbacks.payload import PayloadWriter
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
@@ -31,6 +32,7 @@ CONCURRENCY = 64
 ROUNDS = 5
 _BATCH = 500
 _AHEAD = 4000  # deliveries accepted and not yet settled: enough that nobody waits, few enough to be a queue
+_TIMED_EVERY = 20
 _LOOPBACK = (ip_network("127.0.0.0/8"),)
 _BODY_BYTES = 800  # used for wrk when no event was seen yet
 
@@ -47,23 +49,57 @@ class Round:
     ratio: float | None = None
 
 
+class Stopwatch:
+    """How long deliveries take from their acceptance until they are settled; every so many are timed."""
+
+    def __init__(self) -> None:
+        self._accepted_s: dict[int, float] = {}
+        self.delays_ms: list[float] = []
+
+    def accepted(self, deliveries: list[Delivery]) -> None:
+        """These are durable now."""
+        now = time.perf_counter()
+        for delivery in deliveries[::_TIMED_EVERY]:
+            self._accepted_s[delivery.event.seq] = now
+
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        """These are done with."""
+        now = time.perf_counter()
+        for settlement in settlements:
+            began = self._accepted_s.pop(settlement.event_seq, None)
+            if began is not None:
+                self.delays_ms.append((now - began) * 1000)
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds within which this share was settled."""
+        delays = sorted(self.delays_ms)
+        return delays[min(len(delays) - 1, int(len(delays) * share))] if delays else 0.0
+
+
 @dataclass(slots=True)
 class Engine:
-    """Store, dispatcher and transport as the server has them."""
+    """Store, dispatcher and transport as the server has them, and a stopwatch."""
 
     store: SqliteStore
     dispatcher: Dispatcher
+    stopwatch: Stopwatch
 
 
 @contextlib.asynccontextmanager
 async def engine(folder: Path, *, concurrency: int = CONCURRENCY, callback_concurrency: int = 10) -> AsyncIterator[Engine]:
     """The parts that deliver, on a store in this folder."""
     store = SqliteStore(folder / "bench.db", PayloadWriter(ZoneInfo("America/Sao_Paulo")))
+    stopwatch = Stopwatch()
+
+    async def settle(settlements: Sequence[Settlement]) -> None:
+        await store.settle(settlements)
+        stopwatch.settled(settlements)
+
     try:
         async with Transport(Guard(_LOOPBACK)) as transport:
             dispatcher = Dispatcher(
                 transport,
-                store.settle,
+                settle,
                 store.disable_callback,
                 clock=utc_now,
                 chance=random.random,
@@ -72,7 +108,7 @@ async def engine(folder: Path, *, concurrency: int = CONCURRENCY, callback_concu
             )
             settling = asyncio.create_task(dispatcher.run())
             try:
-                yield Engine(store, dispatcher)
+                yield Engine(store, dispatcher, stopwatch)
             finally:
                 await dispatcher.drain(timedelta(seconds=10))
                 settling.cancel()
@@ -117,7 +153,7 @@ async def _round(sink: Sink, seconds: float, callbacks: int, number: int) -> Rou
 async def _deliver(parts: Engine, seconds: float, callbacks: int, number: int) -> Round:
     source = changes(list(range(callbacks)), run=str(number))
     counters = parts.dispatcher.counters
-    accepted, batches = 0, []
+    accepted = 0
     began_s, cpu_s = time.perf_counter(), time.process_time()
     until = began_s + seconds
     while time.perf_counter() < until:
@@ -126,12 +162,10 @@ async def _deliver(parts: Engine, seconds: float, callbacks: int, number: int) -
             continue
         appended = await parts.store.append(list(islice(source, _BATCH)), ())
         accepted += len(appended.deliveries)
+        parts.stopwatch.accepted(appended.deliveries)
         parts.dispatcher.offer(appended.deliveries)
-        batches.append((accepted, time.perf_counter()))
     delivered = counters.delivered
     took_s = time.perf_counter() - began_s
     cpu_s = time.process_time() - cpu_s
-    return Round(delivered / took_s, cpu_s / max(delivered, 1) * 1e6, 0.0, 0.0)
-
-
-__all__ = ["bench_deliver", "encode_form"]
+    latency = parts.stopwatch.quantile
+    return Round(delivered / took_s, cpu_s / max(delivered, 1) * 1e6, latency(0.5), latency(0.99))
