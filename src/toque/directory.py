@@ -48,12 +48,16 @@ class Directory:
             for follower in self._followers:
                 follower(self._registry)
 
+    async def look(self) -> None:
+        """Read the registry again if somebody changed it."""
+        try:
+            if await self._store.registry_version() != self.registry.version:
+                await self.refresh()
+        except StoreError as error:
+            self._log.warning("directory.look_failed", error=str(error))
+
     async def run(self) -> None:
         """Look for changes until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            try:
-                if await self._store.registry_version() != self.registry.version:
-                    await self.refresh()
-            except StoreError as error:
-                self._log.warning("directory.look_failed", error=str(error))
+            await self.look()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import os
+import resource
 import signal
 import socket
 import sqlite3
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -587,6 +589,44 @@ async def test_a_post_that_outlasts_the_grace_is_made_again_and_does_not_count(t
         assert told(receiver) == ["iniciou", *WHOLE_CALL]
 
 
+@pytest.mark.parametrize(("method", "waiting"), [("append", "statuses"), ("settle", "outcomes")])
+@in_a_process_of_its_own
+async def test_a_stop_that_the_store_holds_up_ends_all_the_same(
+    tmp_path: Path, method: str, waiting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = asyncio.Event()
+
+    async def fail_to_write(*_: Any) -> None:
+        tried.set()
+        raise StoreError("the disk is full")
+
+    settings = settings_of(tmp_path, stop_grace="0s")
+    monkeypatch.setattr("toque.server._STORE_GRACE", timedelta(seconds=0.5))
+    async with ScriptedReceiver() as receiver:
+        await prepare(settings, (receiver.url(), None))
+        with capture_logs() as logs, monkeypatch.context() as broken:
+            broken.setattr(SqliteStore, method, fail_to_write)
+            async with running(settings) as server:
+                send_by_udp(server.listeners[0].port, whole_call())
+                await tried.wait()
+        assert [log["waiting"] for log in logs if log["event"] == "server.stopped_early"] == [waiting]
+        if method == "settle":  # what was posted and not written down goes out again
+            async with running(settings):
+                await receiver.has_received(5)
+            assert told(receiver)[:2] == ["iniciou", "iniciou"]
+
+
+@pytest.fixture
+def process_limits() -> Iterator[None]:
+    """What `serve` sets for the process that it has to itself."""
+    descriptors, collector = resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+    gc.unfreeze()
+    gc.set_threshold(*collector)
+
+
+@pytest.mark.usefixtures("process_limits")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @in_a_process_of_its_own
 async def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,13 +102,16 @@ class DirectcallApi:
         access: Access,
         deployment: Deployment,
         registry: Callable[[], Registry],
+        *,
         refresh: Callable[[], Awaitable[None]],
+        look: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._access = access
         self._deployment = deployment
         self._registry = registry
         self._refresh = refresh
+        self._look = look
         self._log = structlog.get_logger("toque.api")
 
     async def answer(self, method: Method, received: Received) -> Answer:
@@ -147,6 +150,7 @@ class DirectcallApi:
         if grant_type != "client_credentials":
             raise Problem(400, PARAMETER, "grant_type deve ser client_credentials", error="unsupported_grant_type")
         client_id, client_secret = _credentials(asked)
+        await self._look()  # a secret that a command has just printed is good at once
         token = await self._access.grant(client_id, client_secret, asked.address)
         self._log.info("token.granted", client=client_id, address=asked.address)
         return {
