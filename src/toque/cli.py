@@ -65,7 +65,7 @@ def _flags(*names: str) -> Any:
             rows.append((name, Annotated[kind, parameter], None))
     made = make_dataclass("Flags", [(name, kind, field(default=default)) for name, kind, default in rows])
     made.__module__ = __name__  # cyclopts takes classes of the module `types` for the standard library's
-    return Annotated[made, Parameter(name="*")]
+    return Annotated[made | None, Parameter(name="*")]
 
 
 _ServeFlags: Any = _flags(*OPTIONS)

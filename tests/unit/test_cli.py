@@ -402,6 +402,7 @@ def test_every_command_explains_itself(run: Commands):
         *(("client", word) for word in ("add", "list", "rotate", "disable", "remove")),
         *(("line", word) for word in ("add", "list", "remove")),
         *(("callback", word) for word in ("list", "test", "rotate")),
+        *(("bench", word) for word in ("deliver", "latency", "intake")),
     }
     for words in found:
         done = run(*words, "--help")

@@ -1,7 +1,8 @@
 """Signatures: whoever verifies with the Standard Webhooks' own package agrees with ours."""
 
 import base64
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,22 @@ from toque.callbacks.signature import SECRET_BYTES, Signer, key_of, render_secre
 
 NEW, OLD, FOREIGN = (render_secret(bytes([n]) * SECRET_BYTES) for n in (1, 2, 3))
 EVENT_ID = "c9a3f3a0-3a94-5b8e-9d5f-0d2c6a1b7e11"
-NOW = datetime.now(UTC).replace(microsecond=0)  # the package compares with its own clock
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+class StandingClock(datetime):
+    """The package compares with its own clock; here it is always the same moment."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return NOW.astimezone(tz)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _standing_clock() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("standardwebhooks.webhooks.datetime", StandingClock)
+        yield
 
 
 def headers(body: bytes, *secrets: str, event_id: str = EVENT_ID, at: datetime = NOW) -> dict[str, str]:
