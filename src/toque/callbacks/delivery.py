@@ -145,7 +145,7 @@ def parse_retry_after(text: str, now: datetime) -> timedelta | None:
     else:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # an offset may be out of all bounds
             return None
         asked = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - now
     return min(max(asked, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)

@@ -144,6 +144,7 @@ HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
         ("²", None),
         ("120 seconds", None),
         ("Sun, 99 Mar 2026 12:00:30 GMT", None),
+        ("Sun, 01 Mar 2026 12:00:30 +9999999999999999999999", None),
         ("\0", None),
     ],
 )
