@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toque.calls.tracker import STEPS, Phase
+from toque.calls.phases import STEPS, Phase
 
 DIAGRAMS = Path(__file__).parent.parent / "docs" / "diagrams"
 

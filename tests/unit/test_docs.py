@@ -138,11 +138,6 @@ def test_every_folder_and_make_target_that_is_named_exists(page: Path) -> None:
     assert {name for name in folders if not (ROOT / name).is_dir()} == set()
 
 
-@every_page
-def test_nothing_tells_where_it_was_written(page: Path) -> None:
-    assert re.findall(r"/nowhere", page.read_text(encoding="utf-8")) == []
-
-
 def test_the_changelog_has_this_version() -> None:
     assert f"## {__version__} - " in PAGES[1].read_text(encoding="utf-8")
 

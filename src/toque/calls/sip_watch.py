@@ -6,12 +6,13 @@ from datetime import datetime
 
 import msgspec
 
+from toque.calls.call import Call
 from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook
 from toque.calls.model import CallIdentity, SignalKind, Snapshot, StatusChange
 from toque.calls.sip import parse_sip
 from toque.calls.sip_dialogs import SipDialogs
-from toque.calls.tracker import Call, CallTracker, Patience
+from toque.calls.tracker import CallTracker, Patience
 
 
 class SipWatch:

@@ -4,9 +4,11 @@ import msgspec
 import pytest
 from tools.state_diagrams import DIAGRAMS, DRAWN
 
+from toque.calls.call import Call
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import CallIdentity, Cause, Direction, Party, Signal, SignalKind, Status, StatusChange
-from toque.calls.tracker import STEPS, Call, CallTracker, Patience, Phase
+from toque.calls.phases import STEPS, Phase
+from toque.calls.tracker import CallTracker, Patience
 
 START = datetime(2026, 3, 2, 12, 0, 0, tzinfo=UTC)
 IDENTITY = CallIdentity("pbx", "c1 a1")
