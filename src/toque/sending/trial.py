@@ -1,4 +1,4 @@
-"""A trial post: a made-up status, marked as such and correctly signed, to see whether a URL takes what it will get."""
+"""A trial post: a made-up status between two numbers that nobody has, correctly signed, to see whether a URL takes it."""
 
 from __future__ import annotations
 
