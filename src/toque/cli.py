@@ -12,7 +12,7 @@ import json as jsonlib
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -86,11 +86,21 @@ def _settings(flags: Any) -> Settings:
     return load_settings(config, os.environ, given)
 
 
+@contextlib.contextmanager
+def _locating(settings: Settings) -> Iterator[None]:
+    """Let errors that settings cause when they are put to use say where the setting was set."""
+    try:
+        yield
+    except SettingsError as error:
+        raise settings.located(error) from None
+
+
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[SqliteStore]:
     from toque.server import open_store  # noqa: PLC0415 - commands that need no server start faster
 
-    store = open_store(settings)
+    with _locating(settings):
+        store = open_store(settings)
     try:
         yield store
     finally:
@@ -133,7 +143,8 @@ def serve(*, flags: _ServeFlags = None) -> None:
 
     settings = _settings(flags)
     set_up_logs(form=settings.log_format, level=settings.log_level)
-    _run(run_server(settings))
+    with _locating(settings):
+        _run(run_server(settings))
 
 
 @app.command

@@ -22,6 +22,7 @@ from toque.errors import SettingsError
 DEFAULT_FILE = Path("toque.toml")
 MIN_KEY_CHARACTERS = 16
 ENVIRONMENT_PREFIX = "TOQUE_"
+_DEFAULT = "default"
 Network = IPv4Network | IPv6Network
 _HOST = re.compile(r"[A-Za-z0-9_:.%-]{1,253}")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -262,9 +263,19 @@ class Settings:
     log_format: str = _row(_one_of("human", "json"), "human", "human or json")
     log_level: str = _row(_one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error")
     log_numbers: bool = _row(_flag, False, "true shows whole telephone numbers in the log")
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each setting came from, by its name."""
+
+    def located(self, error: SettingsError) -> SettingsError:
+        """The same error, found out while the settings were put to use, with the place where its setting was set."""
+        name = error.option
+        if name == "hep" and self.origins.get("sources", _DEFAULT) != _DEFAULT:
+            name = "sources"
+        origin = self.origins.get(name)
+        return error if origin is None else SettingsError(name, origin, error.problem)
 
 
-OPTIONS: Mapping[str, Option] = {row.name: row.metadata["option"] for row in fields(Settings)}
+OPTIONS: Mapping[str, Option] = {row.name: row.metadata["option"] for row in fields(Settings) if "option" in row.metadata}
 
 
 def flag_of(name: str) -> str:
@@ -274,7 +285,7 @@ def flag_of(name: str) -> str:
 
 def load_settings(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """Read all settings. `flags` has those that were given, by their settings' names. Raises `SettingsError`."""
-    given: dict[str, tuple[Any, str]] = {name: (option.default, "default") for name, option in OPTIONS.items()}
+    given: dict[str, tuple[Any, str]] = {name: (option.default, _DEFAULT) for name, option in OPTIONS.items()}
     given.update(_from_file(config))
     for name in OPTIONS:
         variable = ENVIRONMENT_PREFIX + name.upper()
@@ -284,7 +295,7 @@ def load_settings(config: Path | None, environment: Mapping[str, str], flags: Ma
     values = {name: _read(name, value, source) for name, (value, source) in given.items()}
     values["sources"] = _all_sources(values, given)
     _check_together(values, given)
-    return Settings(**values)
+    return Settings(**values, origins={name: origin for name, (_, origin) in given.items()})
 
 
 def _read(name: str, value: Any, source: str) -> Any:
@@ -328,7 +339,7 @@ def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]
         _check_open(source, "hep", given["hep"][1], keys="hep_key or hep_allow_from")
         return (source,)
     for name in ("hep", "hep_key", "hep_allow_from"):
-        if given[name][1] != "default":
+        if given[name][1] != _DEFAULT:
             raise SettingsError(name, given[name][1], "is for set-ups without [[sources]]; write it in the source's table")
     read = tuple(_source(table, number, given["sources"][1]) for number, table in enumerate(tables, 1))
     names = [source.name for source in read]

@@ -349,7 +349,9 @@ def test_a_setting_of_the_environment_is_named(run: Commands, monkeypatch: pytes
 def test_a_store_that_cannot_be_opened_is_named(run: Commands, tmp_path: Path):
     (tmp_path / "carta.txt").write_text("Prezados senhores,\n" * 500)
     assert "is not a toque store" in run.fails(2, "client", "list", "--store", f"sqlite://{tmp_path}/carta.txt")
-    assert f"store ({tmp_path})" in run.fails(2, "client", "list", "--store", f"sqlite://{tmp_path}")
+    assert f"store (flag --store): {tmp_path} is there already" in run.fails(
+        2, "client", "list", "--store", f"sqlite://{tmp_path}"
+    )
 
 
 def test_a_store_that_cannot_be_written_is_code_1(run: Commands, monkeypatch: pytest.MonkeyPatch):

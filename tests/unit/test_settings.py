@@ -49,7 +49,7 @@ def refusal(load: Load, *arguments: Any, **flags: Any) -> str:
 
 
 def test_the_table_has_a_row_for_every_setting_with_a_default_that_can_be_used(load: Load):
-    assert set(OPTIONS) == set(Settings.__dataclass_fields__)
+    assert set(OPTIONS) == set(Settings.__dataclass_fields__) - {"origins"}
     load()
     for name, option in OPTIONS.items():
         assert option.help, name
@@ -352,3 +352,18 @@ def test_tls_needs_certificate_and_key(load: Load, tmp_path: Path, one: str, oth
     assert refusal(load, **{one: str(pem)}).endswith(f"needs {other} as well")
     settings = load(tls_certificate=str(pem), tls_key=str(pem))
     assert settings.tls_certificate == settings.tls_key == pem
+
+
+def test_an_error_in_use_says_where_the_setting_was_set(tmp_path: Path):
+    flags = {"http": "127.0.0.1:1", "store": f"sqlite://{tmp_path}/a.db"}
+    settings = load_settings(None, {"TOQUE_STORE": "sqlite:b.db", "TOQUE_HEP": "127.0.0.1:2"}, flags)
+    for name, origin in (("http", "flag --http"), ("store", "flag --store"), ("hep", "environment TOQUE_HEP")):
+        assert str(settings.located(SettingsError(name, "?", "is taken"))) == f"{name} ({origin}): is taken"
+    assert str(settings.located(SettingsError("nothing", "here", "is wrong"))) == "nothing (here): is wrong"
+
+
+def test_an_error_of_a_source_in_use_names_the_file(tmp_path: Path):
+    config = tmp_path / "toque.toml"
+    config.write_text('[[sources]]\nkind = "hep"\nlisten = "127.0.0.1:2"\n')
+    settings = load_settings(config, {}, {})
+    assert str(settings.located(SettingsError("hep", "?", "is taken"))) == f"sources ({config}): is taken"
