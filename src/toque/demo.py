@@ -34,7 +34,7 @@ from toque.client import Client as WireClient
 from toque.client import Registration
 from toque.errors import InputError
 from toque.receiver import CallStatus, Receiver, ReceiverError, SeenInMemory
-from toque.server import Server, running
+from toque.server import HttpServer, Server, running
 from toque.settings import Settings, load_settings
 from toque.sources.recording import RecordedPacket, read_recording, replay
 from toque.store.sqlite import utc_now
@@ -350,17 +350,10 @@ async def _receiver(inbox: Inbox) -> AsyncIterator[tuple[str, Any]]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, lifespan="off", access_log=False, log_config=None, interface="asgi3")
-        server = _QuietServer(config)
+        server = HttpServer(config)
         task = asyncio.create_task(server.serve([listening]))
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/status", trust
         finally:
             server.should_exit = True
             await task
-
-
-class _QuietServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        """Signals are the demo's business."""
-        yield

@@ -208,7 +208,7 @@ class Server:
         self._http_socket = self._bind_http()
         exits.callback(self._http_socket.close)
         self.http_port = self._http_socket.getsockname()[1]
-        self._http = _HttpServer(self._http_config(make_app(api, partial(self._tell_health, health))))
+        self._http = HttpServer(self._http_config(make_app(api, partial(self._tell_health, health))))
 
     def _bind_http(self) -> socket.socket:
         address = self.settings.http
@@ -343,7 +343,7 @@ def _calm_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-class _HttpServer(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn in our own loop: signals are not its business, and it leaves nothing behind, however it ends."""
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -182,8 +182,8 @@ def test_ipv6_parts() -> None:
     ("userinfo", "credentials", "shown"),
     [
         ("user:password", "user:password", "user:***"),
-        ("user", "user:", "user:***"),
-        ("user:", "user:", "user:***"),
+        ("user", "user:", "***"),
+        ("user:", "user:", "***"),
         (":password", ":password", ":***"),
         ("a%40b.example:p%3Aw%2F", "a@b.example:p:w/", "a%40b.example:***"),
         ("a@b.example:password", "a@b.example:password", "a%40b.example:***"),

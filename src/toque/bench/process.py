@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from toque.bench.sink import free_port
 from toque.bench.traffic import populate
 from toque.callbacks.payload import PayloadWriter
 from toque.store.sqlite import SqliteStore
@@ -41,13 +41,6 @@ class ServerProcess:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def prepare(folder: Path, urls: list[str]) -> None:
     """A store in this folder with a client, a line and a callback for each URL."""
     store = SqliteStore(folder / "bench.db", PayloadWriter(ZoneInfo("America/Sao_Paulo")))
@@ -60,7 +53,7 @@ async def prepare(folder: Path, urls: list[str]) -> None:
 @contextlib.asynccontextmanager
 async def serving(folder: Path, *more: str) -> AsyncIterator[ServerProcess]:
     """`toque serve` on the store in this folder."""
-    http_port, hep_port = _free_port(), _free_port()
+    http_port, hep_port = free_port(), free_port()
     arguments = (
         *("serve", "--store", f"sqlite://{folder}/bench.db", "--log-level", "warning"),
         *("--http", f"127.0.0.1:{http_port}", "--hep", f"127.0.0.1:{hep_port}", "--allow-network", "127.0.0.0/8"),

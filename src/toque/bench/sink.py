@@ -46,7 +46,8 @@ def find_nginx() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on loopback that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -56,7 +57,7 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def nginx_sink(program: str, *, certificate: Path | None = None, key: Path | None = None) -> Iterator[Sink]:
     """An nginx on a free port, with a configuration and folders of its own."""
-    port = _free_port()
+    port = free_port()
     tls = "" if certificate is None else f"ssl_certificate {certificate}; ssl_certificate_key {key};"
     with tempfile.TemporaryDirectory(prefix="toque-sink-") as folder:
         config = _NGINX_CONFIG.format(folder=folder, port=port, tls=tls)

@@ -82,11 +82,12 @@ class TargetUrl:
 
     @property
     def masked(self) -> str:
-        """The URL as it may be shown to its owner: the user is there, the password is not."""
+        """The URL as its owner may see it, its password masked. A user without one is a key by itself, so masked as well."""
         if self.credentials is None:
             return self.text
-        user = quote(self.credentials.partition(":")[0], safe="")
-        return f"{self.scheme}://{user}:***@{self.host_header}{self.target}"
+        user, _, password = self.credentials.partition(":")
+        shown = f"{quote(user, safe='')}:***" if password else "***"
+        return f"{self.scheme}://{shown}@{self.host_header}{self.target}"
 
     @property
     def authorization(self) -> str | None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -234,20 +233,11 @@ class DirectcallApi:
     def _entry(self, callback: Callback) -> dict[str, Any]:
         return {
             "code": callback.code,
-            "url": _masked(callback),
+            "url": replace(parse_url(callback.url), credentials=callback.credentials).masked,
             "pin": callback.pin,
             "criado": callback.created_at.astimezone(self._deployment.zone).strftime("%Y-%m-%d %H:%M:%S"),
             "saude": "saudavel" if callback.disabled_at is None else "desativado",
         }
-
-
-def _masked(callback: Callback) -> str:
-    """The URL as its owner may see it. A user without a password is a key by itself, so that is masked as well."""
-    if callback.credentials is None:
-        return callback.url
-    user, _, password = callback.credentials.partition(":")
-    shown = f"{quote(user, safe='')}:***" if password else "***"
-    return callback.url.replace("://", f"://{shown}@", 1)
 
 
 _PIN = Field("pin", "só as chamadas deste pin (uma linha, um ramal ou um produto do cliente); sem ele, todas")
