@@ -64,7 +64,7 @@ def parse_line(client_id: str, pin: str, text: str, country: str = DEFAULT_COUNT
         return Line(client_id, pin, LineKind.PATTERN, _checked_pattern(number[1:]))
     if number.endswith("*"):
         prefix = number[:-1].translate(_TYPED_SEPARATORS).removeprefix("+")
-        if not prefix or "*" in prefix:
+        if not prefix or "*" in prefix or "+" in prefix:
             msg = f"{text!r}: a prefix is its first characters and one * at the end"
             raise InputError(msg)
         if prefix.startswith("0"):
