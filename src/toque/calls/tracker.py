@@ -224,15 +224,19 @@ class CallTracker:
             side.client_id == owner.client_id and side.direction is Direction.RECEIVED for side in call.sides
         ):
             self._open_side(call, owner, Direction.RECEIVED, signal.at)
-            self._tell_new_side(call, call.sides[-1], signal.at)
+            self._tell_new_side(call, call.sides[-1], signal)
 
     @staticmethod
     def _open_side(call: Call, owner: Owner, direction: Direction, began_at: datetime | None) -> None:
         call.sides.append(SideState(owner.client_id, owner.pin, direction, began_at))
 
-    def _tell_new_side(self, call: Call, side: SideState, at: datetime) -> None:
+    def _tell_new_side(self, call: Call, side: SideState, signal: Signal) -> None:
+        """Tell it what came first: a leg's ringing may overtake its INVITE, where a switch's workers mirror one each."""
         if call.began_at is not None:
-            self._tell(call, side, Status.INITIATED, at)
+            self._tell(call, side, Status.INITIATED, signal.at)
+        leg = None if signal.leg is None else call.legs.get(signal.leg)
+        if leg is not None and leg.rang:
+            self._tell(call, side, Status.RINGING, max(signal.at, call.ringing_at or signal.at))
 
     def _enter(self, call: Call, phase: Phase, signal: Signal, now: datetime) -> None:
         """Go to a phase and do what belongs to it, coming from where the call is."""

@@ -190,6 +190,23 @@ def test_the_reached_number_of_another_client_is_a_side_from_its_leg_on():
     assert told.changes[-1].facts.began_at == at(1)
 
 
+def test_a_leg_whose_ringing_overtook_its_invite_is_told_both():
+    """Workers of a proxy mirror one packet each: the 180 of a forked leg may be seen before the INVITE that it answers."""
+    told = Told(("acme", "a", CALLER), ("zeta", "ramal", REACHED)).say(K.BEGAN).say(K.RINGING, 1, leg="b1")
+    told.say(K.LEG_BEGAN, 1.1, leg="b1", number=REACHED).say(K.ANSWERED, 2)
+    assert [str(change.status) for change in told.changes if change.side.owner.client_id == "zeta"] == [
+        "initiated",
+        "ringing",
+        "answered",
+    ]
+
+
+def test_a_leg_that_has_not_rung_is_not_told_that_another_rang():
+    told = Told(("acme", "a", CALLER), ("zeta", "ramal", REACHED)).say(K.BEGAN).say(K.RINGING, 1, leg="b0")
+    told.say(K.LEG_BEGAN, 2, leg="b1", number=REACHED)
+    assert [str(change.status) for change in told.changes if change.side.owner.client_id == "zeta"] == ["initiated"]
+
+
 def test_members_of_a_group_of_one_client_are_one_side():
     told = Told(("acme", "a", "1001"), ("acme", "b", "1002")).say(K.BEGAN)
     told.say(K.LEG_BEGAN, 1, leg="b0", number="1001").say(K.LEG_BEGAN, 1, leg="b1", number="1002")
