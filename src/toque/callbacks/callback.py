@@ -22,8 +22,22 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptHealth:
+    """What the store keeps of a callback's health, so that an outage goes on being one over a restart.
+
+    `failing_since` is None while it is well; `parked_s` is for how many seconds in all it had been parked before that.
+    """
+
+    failing_since: datetime | None = None
+    parked_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Callback:
-    """A registered URL. `url` carries no credentials; `secrets` are those that sign now, the newest first."""
+    """A registered URL. `url` carries no credentials; `secrets` are those that sign now, the newest first.
+
+    `health` is as of the moment when the registry was read: it changes without a new version of the registry.
+    """
 
     id: int
     code: str
@@ -36,6 +50,7 @@ class Callback:
     old_secret_until: datetime | None = None
     disabled_at: datetime | None = None
     disabled_reason: str | None = None
+    health: KeptHealth = field(default=KeptHealth(), compare=False)
 
     def secrets_at(self, now: datetime) -> tuple[str, ...]:
         """The secrets that sign at this moment: the old one only until its rotation is over."""

@@ -63,50 +63,106 @@ class CallbackData(msgspec.Struct):
 
 _NO_CAUSE = Cause()
 _ENCODER = msgspec.json.Encoder()
-_MOMENTS_KEPT = 16_384  # each is spelled in all events of its call; this many calls may be in progress before it is done twice
+_PARTS_KEPT = 16_384  # of each kind; most recur in all events of their call, and this many calls may be in progress at once
+
+# A run of members as JSON, and the same as the form carries it. Escaping goes by the character, so escaped parts can be joined.
+Part = tuple[str, str]
 
 
 class PayloadWriter:
-    """Renders events in the server's time zone."""
+    """Renders events in the server's time zone.
+
+    What recurs in the events of a call, or in most calls, is rendered once and kept, in both spellings: to write an event is
+    then to join some parts (docs/performance.md).
+    """
 
     def __init__(self, zone: ZoneInfo) -> None:
         self.zone = zone
-        self._spelled = lru_cache(_MOMENTS_KEPT)(self._spell)
+        keep = lru_cache(_PARTS_KEPT)
+        self._whose = keep(_whose)
+        self._reached = keep(_reached)
+        self._spans = keep(_spans)
+        self._closing = keep(self._close)
+        self._minute = keep(self._spell_minute)
+        self._spelled = keep(self._spell)
 
     def render(self, change: StatusChange, *, event_id: str, callerid: str, sequence: int) -> str:
-        """The JSON text of one event."""
-        facts, status = change.facts, change.status
+        """The JSON text of one event; both ids are UUIDs as text."""
+        return self.write(change, event_id, callerid, sequence)[0]
+
+    def write(self, change: StatusChange, event_id: str, callerid: str, sequence: int) -> tuple[str, bytes]:
+        """The JSON text of one event, and the request body that carries it, which is `encode_form` of it."""
+        facts, status, side = change.facts, change.status, change.side
         is_final = status.is_final
-        data = CallbackData(
-            id=event_id,
-            callerid=callerid,
-            sequencia=sequence,
-            pin=change.side.owner.pin,
-            tipo=DIRECTION_WORDS[change.side.direction],
-            origem=facts.caller or None,
-            destino=facts.dialled or None,
-            atendido_por=facts.answered_by,
-            status=STATUS_WORDS[status],
-            inicio=self._wall_clock(facts.began_at),
-            atendimento=self._wall_clock(facts.answered_at),
-            fim=self._wall_clock(facts.ended_at) if is_final else None,
-            toque=_span(ring_time(facts, status)),
-            duracao=_span(talk_time(facts, status)),
-            momento=self._spelled(change.at)[1],
-            pbx_atendeu=self._wall_clock(facts.pbx_answered_at),
-            desligado_por=PARTY_WORDS[facts.hung_up_by] if is_final and facts.hung_up_by else None,
-            causa=_cause(facts.cause) if is_final else None,
-            inferido=facts.is_inferred,
+        whose, whose_form = self._whose(side.owner.pin, side.direction, facts.caller, facts.dialled)
+        reached, reached_form = self._reached(facts.answered_by, status)
+        began, began_form, _, _ = self._spelled(facts.began_at)
+        answered, answered_form, _, _ = self._spelled(facts.answered_at)
+        ended, ended_form, _, _ = self._spelled(facts.ended_at if is_final else None)
+        spans, spans_form = self._spans(_seconds(ring_time(facts, status)), _seconds(talk_time(facts, status)))
+        _, _, moment, moment_form = self._spelled(change.at)
+        if is_final:
+            closing, closing_form = self._closing(facts.pbx_answered_at, facts.hung_up_by, facts.cause, facts.is_inferred)
+        else:
+            closing, closing_form = self._closing(facts.pbx_answered_at, None, None, facts.is_inferred)
+        payload = (
+            f'{{"id":"{event_id}","callerid":"{callerid}","sequencia":{sequence}{whose}{reached}'
+            f',"inicio":{began},"atendimento":{answered},"fim":{ended}{spans},"momento":{moment}{closing}}}'
         )
-        return _ENCODER.encode(data).decode()
+        body = (
+            f"data=%7B%22id%22%3A%22{event_id}%22%2C%22callerid%22%3A%22{callerid}%22%2C%22sequencia%22%3A{sequence}"
+            f"{whose_form}{reached_form}%2C%22inicio%22%3A{began_form}%2C%22atendimento%22%3A{answered_form}"
+            f"%2C%22fim%22%3A{ended_form}{spans_form}%2C%22momento%22%3A{moment_form}{closing_form}%7D"
+        )
+        return payload, body.encode("ascii")
+
+    def _close(self, pbx_answered_at: datetime | None, hung_up_by: Party | None, cause: Cause | None, is_inferred: bool) -> Part:
+        return _members(
+            pbx_atendeu=self._wall_clock(pbx_answered_at),
+            desligado_por=PARTY_WORDS[hung_up_by] if hung_up_by else None,
+            causa=_cause(cause),
+            inferido=is_inferred,
+        )
 
     def _wall_clock(self, moment: datetime | None) -> str | None:
-        return None if moment is None else self._spelled(moment)[0]
+        return None if moment is None else self._spelled(moment)[0].strip('"')
 
-    def _spell(self, moment: datetime) -> tuple[str, str]:
-        """A moment in the server's time zone: as on a clock on the wall, and as ISO 8601 has it."""
-        iso = moment.astimezone(self.zone).isoformat(timespec="milliseconds")
-        return f"{iso[:10]} {iso[11:19]}", iso
+    def _spell(self, moment: datetime | None) -> tuple[str, str, str, str]:
+        """A moment in the server's time zone: as on a clock on the wall and as ISO 8601 has it, each as JSON and in the form."""
+        if moment is None:
+            return "null", "null", "null", "null"
+        day, minute, offset = self._minute(moment.replace(second=0, microsecond=0))
+        second, offset_form = f"{moment.second:02d}", offset.replace("+", "%2B").replace(":", "%3A")
+        fraction, minute_form = f".{moment.microsecond // 1000:03d}", minute.replace(":", "%3A")
+        return (
+            f'"{day} {minute}{second}"',
+            f"%22{day}+{minute_form}{second}%22",
+            f'"{day}T{minute}{second}{fraction}{offset}"',
+            f"%22{day}T{minute_form}{second}{fraction}{offset_form}%22",
+        )
+
+    def _spell_minute(self, minute: datetime) -> tuple[str, str, str]:
+        """Day, hours and minutes with their colons, and the offset: the part of a moment that a zone has a say in."""
+        local = minute.astimezone(self.zone)
+        iso = local.isoformat(timespec="seconds")
+        return iso[:10], iso[11:17], iso[19:]
+
+
+def _members(**members: object) -> Part:
+    text = "," + _ENCODER.encode(members).decode()[1:-1]
+    return text, quote_plus(text)
+
+
+def _whose(pin: str, direction: Direction, caller: str, dialled: str) -> Part:
+    return _members(pin=pin, tipo=DIRECTION_WORDS[direction], origem=caller or None, destino=dialled or None)
+
+
+def _reached(answered_by: str | None, status: Status) -> Part:
+    return _members(atendido_por=answered_by, status=STATUS_WORDS[status])
+
+
+def _spans(ring_s: int | None, talk_s: int | None) -> Part:
+    return _members(toque=_span(ring_s), duracao=_span(talk_s))
 
 
 def ring_time(facts: CallFacts, status: Status) -> timedelta | None:
@@ -128,10 +184,14 @@ def talk_time(facts: CallFacts, status: Status) -> timedelta | None:
     return max(facts.ended_at - facts.answered_at, timedelta())
 
 
-def _span(span: timedelta | None) -> str | None:
-    if span is None:
+def _seconds(span: timedelta | None) -> int | None:
+    return None if span is None else span.days * 86_400 + span.seconds
+
+
+def _span(seconds: int | None) -> str | None:
+    if seconds is None:
         return None
-    minutes, seconds = divmod(int(span.total_seconds()), 60)
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02d}:{minutes:02d}:{seconds:02d}"
 

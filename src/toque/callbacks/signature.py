@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from binascii import b2a_base64
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import sha256
 
 PREFIX = "whsec_"
@@ -28,24 +28,24 @@ def key_of(secret: str) -> bytes:
 
 
 class Signer:
-    """One key, ready to sign: HMAC's two paddings (RFC 2104, 2) are hashed once, which halves the cost of each signature."""
+    """One key, ready to sign: HMAC's two blocks (RFC 2104, 2), so that a signature is two hashes and nothing is copied."""
 
     __slots__ = ("_inner", "_outer")
 
     def __init__(self, key: bytes) -> None:
         block = (key if len(key) <= _BLOCK_BYTES else sha256(key).digest()).ljust(_BLOCK_BYTES, b"\0")
-        self._inner = sha256(block.translate(_INNER_PAD))
-        self._outer = sha256(block.translate(_OUTER_PAD))
+        self._inner = block.translate(_INNER_PAD)
+        self._outer = block.translate(_OUTER_PAD)
 
     def sign(self, content: bytes) -> bytes:
         """`v1,` and the signature of this content in base64."""
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(content)
-        outer.update(inner.digest())
-        return b"v1," + b2a_base64(outer.digest(), newline=False)
+        inner = sha256(self._inner + content).digest()
+        return b"v1," + b2a_base64(sha256(self._outer + inner).digest(), newline=False)
 
 
-def sign(signers: Iterable[Signer], event_id: str, timestamp: int, body: bytes) -> bytes:
+def sign(signers: Sequence[Signer], event_id: bytes, timestamp: int, body: bytes) -> bytes:
     """The header `webhook-signature`; `timestamp` is the attempt's time in whole seconds since 1970."""
-    content = b"%s.%d.%s" % (event_id.encode("ascii"), timestamp, body)
+    content = b"%b.%d.%b" % (event_id, timestamp, body)
+    if len(signers) == 1:
+        return signers[0].sign(content)
     return b" ".join([signer.sign(content) for signer in signers])

@@ -29,23 +29,28 @@ class RequestWriter:
             "Accept: */*",
             "Content-Type: application/x-www-form-urlencoded",
             *([f"Authorization: {authorization}"] if authorization else []),
+            "Content-Length: ",
         )
         self._prefix = "\r\n".join(lines).encode("ascii")
 
     def write(self, event: Event, now: datetime) -> Post:
         """One attempt at this event, signed at `now` with every secret that is valid then."""
-        return self.write_payload(event.id, event.payload, now)
+        return self._post(event.id, event.body or encode_form(event.payload), now)
 
     def write_payload(self, event_id: str, payload: str, now: datetime) -> Post:
         """The same for a payload that is not an event of the store's (a test post)."""
-        body = encode_form(payload)
-        timestamp = int(now.timestamp())
-        signers = self._signers[: len(self.callback.secrets_at(now))]
-        head = b"%s\r\nContent-Length: %d\r\nwebhook-id: %s\r\nwebhook-timestamp: %d\r\nwebhook-signature: %s\r\n\r\n" % (
+        return self._post(event_id, encode_form(payload), now)
+
+    def _post(self, event_id: str, body: bytes, now: datetime) -> Post:
+        identifier, timestamp = event_id.encode("ascii"), int(now.timestamp())
+        signers = self._signers
+        if len(signers) > 1:
+            signers = signers[: len(self.callback.secrets_at(now))]
+        head = b"%b%d\r\nwebhook-id: %b\r\nwebhook-timestamp: %d\r\nwebhook-signature: %b\r\n\r\n" % (
             self._prefix,
             len(body),
-            event_id.encode("ascii"),
+            identifier,
             timestamp,
-            sign(signers, event_id, timestamp, body),
+            sign(signers, identifier, timestamp, body),
         )
         return Post(self.url, head, body)

@@ -1,16 +1,27 @@
 """The status callback's body: every member of the JSON, and the form that carries it."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import parse_qs, quote_plus
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from toque.callbacks.payload import DIRECTION_WORDS, PARTY_WORDS, STATUS_WORDS, PayloadWriter, encode_form, ring_time, talk_time
+from toque.callbacks.payload import (
+    DIRECTION_WORDS,
+    PARTY_WORDS,
+    STATUS_WORDS,
+    CallbackData,
+    CauseData,
+    PayloadWriter,
+    encode_form,
+    ring_time,
+    talk_time,
+)
 from toque.calls.model import CallFacts, CallIdentity, Cause, Direction, Owner, Party, Side, Status, StatusChange
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")
@@ -252,3 +263,89 @@ def test_any_text_survives_the_json_and_the_form(caller: str, dialled: str, caus
     body = encode_form(render(Status.HUNG_UP, facts, ENDED))
     told = json.loads(parse_qs(body.decode("ascii"), strict_parsing=True)["data"][0])
     assert (told["origem"], told["destino"], told["causa"]["texto"]) == (caller or None, dialled or None, cause)
+
+
+# The quick way of writing against the plain one
+
+
+def plainly(change: StatusChange, zone: ZoneInfo) -> str:
+    """What the writer must say, member by member, by the types that docs/api.md is checked against."""
+    facts, final = change.facts, change.status.is_final
+
+    def clock(moment: datetime | None) -> str | None:
+        return None if moment is None else moment.astimezone(zone).isoformat(" ", "seconds")[:19]
+
+    def span(value: timedelta | None) -> str | None:
+        return None if value is None else "{:02d}:{:02d}:{:02d}".format(*spread(int(value.total_seconds())))
+
+    causa = None
+    if final and facts.cause is not None and facts.cause != Cause():
+        causa = CauseData(sip=facts.cause.sip, q850=facts.cause.q850, texto=facts.cause.text)
+    data = CallbackData(
+        id="event",
+        callerid="call",
+        sequencia=3,
+        pin=change.side.owner.pin,
+        tipo=DIRECTION_WORDS[change.side.direction],
+        origem=facts.caller or None,
+        destino=facts.dialled or None,
+        atendido_por=facts.answered_by,
+        status=STATUS_WORDS[change.status],
+        inicio=clock(facts.began_at),
+        atendimento=clock(facts.answered_at),
+        fim=clock(facts.ended_at) if final else None,
+        toque=span(ring_time(facts, change.status)),
+        duracao=span(talk_time(facts, change.status)),
+        momento=change.at.astimezone(zone).isoformat(timespec="milliseconds"),
+        pbx_atendeu=clock(facts.pbx_answered_at),
+        desligado_por=PARTY_WORDS[facts.hung_up_by] if final and facts.hung_up_by else None,
+        causa=causa,
+        inferido=facts.is_inferred,
+    )
+    return msgspec.json.encode(data).decode()
+
+
+def spread(seconds: int) -> tuple[int, int, int]:
+    return seconds // 3600, seconds // 60 % 60, seconds % 60
+
+
+MOMENTS = st.datetimes(datetime(1980, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+TEXTS = st.text(max_size=12) | st.from_regex(r"\+?\d{3,15}", fullmatch=True)
+FACTS = st.builds(
+    CallFacts,
+    caller=TEXTS,
+    dialled=TEXTS,
+    answered_by=st.none() | TEXTS,
+    began_at=st.none() | MOMENTS,
+    pbx_answered_at=st.none() | MOMENTS,
+    ringing_at=st.none() | MOMENTS,
+    answered_at=st.none() | MOMENTS,
+    ended_at=st.none() | MOMENTS,
+    is_whole=st.booleans(),
+    hung_up_by=st.none() | st.sampled_from(Party),
+    cause=st.none() | st.builds(Cause, st.none() | st.integers(100, 699), st.none() | st.integers(0, 127), st.none() | TEXTS),
+    is_inferred=st.booleans(),
+)
+ZONES = st.sampled_from(["America/Sao_Paulo", "Asia/Kathmandu", "Europe/Lisbon", "America/St_Johns", "UTC"]).map(ZoneInfo)
+
+
+@given(
+    zone=ZONES,
+    changes=st.lists(
+        st.builds(
+            StatusChange,
+            st.just(CallIdentity("sbc1", "a84b")),
+            st.builds(Side, st.builds(Owner, st.just("acme"), TEXTS), st.sampled_from(Direction)),
+            st.sampled_from(Status),
+            MOMENTS,
+            FACTS,
+        ),
+        max_size=4,
+    ),
+)
+def test_an_event_is_written_as_it_would_be_plainly(zone: ZoneInfo, changes: list[StatusChange]) -> None:
+    writer = PayloadWriter(zone)
+    for change in changes:
+        payload, body = writer.write(change, "event", "call", 3)
+        assert payload == plainly(change, zone)
+        assert body == encode_form(payload)

@@ -37,7 +37,7 @@ def headers(body: bytes, *secrets: str, event_id: str = EVENT_ID, at: datetime =
     return {
         "webhook-id": event_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": sign([Signer(key_of(secret)) for secret in secrets], event_id, timestamp, body).decode(),
+        "webhook-signature": sign([Signer(key_of(secret)) for secret in secrets], event_id.encode(), timestamp, body).decode(),
     }
 
 
@@ -50,7 +50,7 @@ def test_the_package_signs_alike() -> None:
 def test_the_package_signs_alike_whatever_is_signed(key: bytes, event_id: str, text: str) -> None:
     secret = render_secret(key)
     assert key_of(secret) == key
-    signed = sign([Signer(key_of(secret))], event_id, int(NOW.timestamp()), text.encode()).decode()
+    signed = sign([Signer(key_of(secret))], event_id.encode(), int(NOW.timestamp()), text.encode()).decode()
     assert signed == Webhook(secret).sign(event_id, NOW, text)
 
 
