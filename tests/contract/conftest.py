@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from tests.support.clock import ManualClock
 from tests.support.stored_calls import BEGINNING, ZONE, a_client
 
+from toque.callbacks.delivery import Delivery
 from toque.callbacks.payload import PayloadWriter
 from toque.store.contract import Store
 from toque.store.sqlite import SqliteStore
@@ -43,6 +45,11 @@ class Place:
         await self.close()
         return await self.open()
 
+    async def restarted(self) -> tuple[Store, list[int]]:
+        """The store of a server that begins: its events are claimed and recovered; also which callbacks have a backlog."""
+        store = await self.reopen()
+        return store, await store.recover()
+
     async def agree(self) -> None:
         """Wait until every open store knows of the others' changes to the registry, which takes a second at most."""
         async with asyncio.timeout(1):
@@ -60,6 +67,27 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     place = Place(ENGINES[request.param], tmp_path)
     yield place
     await place.close()
+
+
+async def tidy(store: Store, keep: timedelta = timedelta(days=30)) -> int:
+    """Do all the upkeep that there is to do; in how many steps."""
+    steps = 1
+    while await store.housekeep(keep=keep):
+        steps += 1
+        assert steps < 10_000, "the upkeep comes to no end"
+    return steps
+
+
+async def waiting(store: Store) -> dict[int, list[Delivery]]:
+    """All that waits, by callback, read in small pages."""
+    found: dict[int, list[Delivery]] = {}
+    for callback_id in (await store.registry()).callbacks:
+        after = 0
+        while page := await store.backlog(callback_id, after=after, limit=7):
+            found.setdefault(callback_id, []).extend(page)
+            after = page[-1].row
+    assert {number: len(deliveries) for number, deliveries in found.items()} == await store.backlog_sizes()
+    return found
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 from uuid import UUID
 
 import pytest
-from tests.contract.conftest import Place
+from tests.contract.conftest import Place, waiting
 from tests.support.stored_calls import (
     BEGINNING,
     MADE,
@@ -20,8 +20,10 @@ from tests.support.stored_calls import (
     whole_call,
 )
 
+from toque.callbacks.delivery import Delivery
 from toque.calls.identity import callerid, event_id
 from toque.calls.model import CallIdentity, Direction, Owner, Side, Snapshot, Status, StatusChange
+from toque.errors import IllegalStep
 from toque.store.contract import Appended, Store
 
 FINALS = [status for status in Status if status.is_final]
@@ -36,9 +38,16 @@ async def store(store: Store) -> Store:
     return store
 
 
-async def accepted(store: Store) -> list[tuple[str, int, str]]:
-    """All that was accepted so far: status, sequence, callerid."""
-    return told(await store.pending())
+async def recovered(place: Place) -> list[Delivery]:
+    """All that was accepted and not settled so far, as a restarted server finds it, in the order of acceptance."""
+    store, _ = await place.restarted()
+    deliveries = [delivery for page in (await waiting(store)).values() for delivery in page]
+    return sorted(deliveries, key=lambda delivery: delivery.event.seq)
+
+
+async def accepted(place: Place) -> list[tuple[str, int, str]]:
+    """All that was accepted so far: status, sequence, callerid. The store is opened anew."""
+    return told(await recovered(place))
 
 
 # Numbering
@@ -72,11 +81,12 @@ async def test_numbering_goes_on_after_a_restart(store: Store, place: Place) -> 
     for number, step in enumerate(whole_call(), 1):
         assert [d.event.sequence for d in (await store.append([step], [in_progress()])).deliveries] == [number]
         store = await place.reopen()
-    seqs = [delivery.event.seq for delivery in await store.pending()]
+    seqs = [delivery.event.seq for delivery in await recovered(place)]
     assert seqs == sorted(set(seqs))
+    assert len(seqs) == 4
 
 
-async def test_an_event_says_what_the_change_said(store: Store) -> None:
+async def test_an_event_says_what_the_change_said(store: Store, place: Place) -> None:
     said = change(Status.BUSY, 2, pin="São João", direction=RECEIVED)
     (delivery,) = (await store.append([said], [])).deliveries
     event = delivery.event
@@ -88,15 +98,15 @@ async def test_an_event_says_what_the_change_said(store: Store) -> None:
     assert (data["id"], data["callerid"], data["sequencia"], data["pin"]) == (event.id, FIRST, 1, "São João")
     assert (data["tipo"], data["status"], data["fim"]) == ("recebida", "ocupado", "2026-03-01 09:05:09")
     assert (delivery.attempts, delivery.due_at) == (0, None)
-    assert await store.pending() == [delivery]
+    assert [found.event for found in await recovered(place)] == [event]
 
 
-async def test_nothing_is_told_twice_and_nothing_goes_back(store: Store) -> None:
+async def test_nothing_is_told_twice_and_nothing_goes_back(store: Store, place: Place) -> None:
     initiated, ringing, answered, hung_up = whole_call()
     assert (await store.append([ringing, initiated, ringing, answered], [])).events == 2
     assert (await store.append([answered, ringing, initiated], [])).events == 0
     assert (await store.append([hung_up, answered], [])).events == 1
-    assert await accepted(store) == [("ringing", 1, FIRST), ("answered", 2, FIRST), ("hung_up", 3, FIRST)]
+    assert await accepted(place) == [("ringing", 1, FIRST), ("answered", 2, FIRST), ("hung_up", 3, FIRST)]
 
 
 @pytest.mark.parametrize("first", FINALS)
@@ -105,19 +115,17 @@ async def test_after_a_final_comes_nothing(store: Store, place: Place, first: St
     assert (await store.append([change(s, 2) for s in Status], [])).events == 0
     store = await place.reopen()
     assert (await store.append([change(s, 2) for s in Status], [])).events == 0
-    assert await accepted(store) == [(first.value, 1, FIRST)]
+    assert await accepted(place) == [(first.value, 1, FIRST)]
 
 
 async def test_a_repetition_adds_nothing(store: Store, place: Place) -> None:
     changes = [*whole_call()[:2], change(Status.INITIATED, client="outra")]
     appended = await store.append(changes, [in_progress()])
     assert appended.events == 3
-    before = await store.pending()
-    assert before == appended.deliveries
-    for again in (place.open, place.reopen):
-        store = await again()
+    for _ in range(2):
         assert await store.append(changes, [in_progress()]) == Appended()
-        assert await store.pending() == before
+        store = await place.reopen()
+    assert [found.event for found in await recovered(place)] == [delivery.event for delivery in appended.deliveries]
 
 
 async def test_a_batch_half_of_which_was_accepted_adds_the_rest(store: Store) -> None:
@@ -186,7 +194,7 @@ async def test_a_name_that_is_used_again_is_another_call(store: Store, place: Pl
         expected = callerid(identity(), generation)
         assert told(appended.deliveries) == [("initiated", 1, expected), ("ringing", 2, expected), ("answered", 3, expected),
                                              ("hung_up", 4, expected)]  # fmt: skip
-    assert len({d.event.id for d in await store.pending()}) == 12
+    assert len({d.event.id for d in await recovered(place)}) == 12
 
 
 async def test_an_end_and_a_new_beginning_in_one_batch(store: Store) -> None:
@@ -204,8 +212,8 @@ async def test_an_end_and_a_new_beginning_in_one_batch(store: Store) -> None:
 async def test_three_calls_of_one_name_in_one_batch(store: Store, place: Place) -> None:
     changes = whole_call() + whole_call(began=100) + whole_call(began=200)[:2]
     assert (await store.append(changes, [over(), over(at=103), in_progress(state=b"third")])).events == 10
-    store = await place.reopen()
-    assert [call for _, _, call in await accepted(store)] == [FIRST] * 4 + [SECOND] * 4 + [THIRD] * 2
+    assert [call for _, _, call in await accepted(place)] == [FIRST] * 4 + [SECOND] * 4 + [THIRD] * 2
+    store = place.stores[-1]
     assert await store.open_calls() == [(identity(), b"third")]
     assert await store.append(changes, [over(), over(at=103), in_progress(state=b"third")]) == Appended()
 
@@ -217,12 +225,11 @@ async def test_a_repetition_of_the_old_call_adds_nothing_to_the_new_one(store: S
     await store.append(old[2:], [over()])
     new = whole_call(began=100)
     await store.append(new if is_second_over else new[:1], [over(at=103) if is_second_over else in_progress(state=b"second")])
-    before = await store.pending()
-    for again in (place.open, place.reopen):
-        store = await again()
+    for _ in range(2):
         assert (await store.append(old, [over()])).events == 0
-        assert await store.pending() == before
         assert await store.open_calls() == ([] if is_second_over else [(identity(), b"second")])
+        store = await place.reopen()
+    assert len(await recovered(place)) == (8 if is_second_over else 5)
 
 
 async def test_a_batch_that_ends_one_call_and_begins_the_next_may_be_repeated(store: Store) -> None:
@@ -303,14 +310,13 @@ async def test_calls_of_two_sources_are_two(store: Store) -> None:
 
 
 async def test_many_append_at_once(store: Store, place: Place) -> None:
-    other = await place.open()
     calls = {f"call-{n}": whole_call(f"call-{n}") for n in range(60)}
 
-    async def tell(name: str, n: int) -> int:
-        return sum([(await (store, other)[n % 2].append([step], [in_progress(name)])).events for step in calls[name]])
+    async def tell(name: str) -> int:
+        return sum([(await store.append([step], [in_progress(name)])).events for step in calls[name]])
 
-    assert await asyncio.gather(*(tell(name, n) for n, name in enumerate(calls))) == [4] * 60
-    deliveries = await store.pending()
+    assert await asyncio.gather(*(tell(name) for name in calls)) == [4] * 60
+    deliveries = await recovered(place)
     assert len({delivery.event.seq for delivery in deliveries}) == 240
     for name in calls:
         mine = [d.event.sequence for d in deliveries if d.event.callerid == callerid(identity(name), 0)]
@@ -318,12 +324,32 @@ async def test_many_append_at_once(store: Store, place: Place) -> None:
 
 
 async def test_many_append_the_same_at_once(store: Store, place: Place) -> None:
-    stores = [store, await place.open()]
-    appended = await asyncio.gather(*(stores[n % 2].append(whole_call(), [over()]) for n in range(40)))
-    assert sorted(a.events for a in appended) == [0] * 39 + [4]
-    assert await accepted(store) == [
+    appended = await asyncio.gather(*(store.append(whole_call(), [over()]) for _ in range(40)))
+    assert [a.events for a in appended] == [4] + [0] * 39
+    assert await accepted(place) == [
         ("initiated", 1, FIRST),
         ("ringing", 2, FIRST),
         ("answered", 3, FIRST),
         ("hung_up", 4, FIRST),
     ]
+
+
+async def test_a_mistake_is_its_makers_alone(store: Store) -> None:
+    doings = [
+        store.append([change(Status.INITIATED)], []),
+        store.append([change(Status.INITIATED, pin="\ud800 is no text")], []),
+        store.append([change(Status.RINGING, 1)], []),
+    ]
+    first, wrong, last = await asyncio.gather(*doings, return_exceptions=True)
+    assert isinstance(first, Appended)
+    assert isinstance(last, Appended)
+    assert isinstance(wrong, IllegalStep)
+    assert told([*first.deliveries, *last.deliveries]) == [("initiated", 1, FIRST), ("ringing", 2, FIRST)]
+
+
+async def test_an_append_whose_caller_gave_up_is_accepted_all_the_same(store: Store, place: Place) -> None:
+    doings = [asyncio.ensure_future(store.append([step], [])) for step in whole_call()]
+    await asyncio.sleep(0)
+    doings[1].cancel()
+    assert [type(done) for done in await asyncio.gather(*doings, return_exceptions=True)].count(asyncio.CancelledError) == 1
+    assert len(await recovered(place)) == 4

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 from tests.contract.conftest import Place
-from tests.support.stored_calls import BEGINNING, URL, a_client, change, in_progress, lines, seconds, settled, whole_call
+from tests.support.stored_calls import BEGINNING, URL, a_client, change, in_progress, left, lines, seconds, whole_call
 
-from toque.callbacks.callback import Callback, Registered, TooMany
+from toque.callbacks.callback import Callback, KeptHealth, Registered, TooMany
 from toque.callbacks.signature import key_of
 from toque.calls.model import Status
 from toque.errors import InputError, StoreError
@@ -82,7 +82,7 @@ async def test_a_removed_client_leaves_nothing_behind(store: Store, place: Place
         await store.add_lines(lines(client, "1001", {"acme": "554130600300", "outra": "554130600999"}[client]))
     mine, theirs = await register(store), await register(store, client="outra")
     appended = await store.append(whole_call() + whole_call("call-2", client="outra"), [])
-    await store.settle([settled(next(d for d in appended.deliveries if d.callback_id == mine.id))])
+    await store.settle([], left(*appended.deliveries))
 
     assert await store.remove_client("acme")
 
@@ -93,19 +93,22 @@ async def test_a_removed_client_leaves_nothing_behind(store: Store, place: Place
         assert set(registry.clients) == {"outra"}
         assert {line.client_id for line in registry.lines} == {"outra"}
         assert set(registry.callbacks) == {theirs.id}
-        assert {d.callback_id for d in await store.pending()} == {theirs.id}
+        assert await store.backlog(mine.id) == []
+        assert await store.backlog_sizes() == {theirs.id: 4}
+    assert await store.recover() == [theirs.id]
     assert await store.remove_callback("acme", mine.code) is Removal.UNKNOWN
     assert await store.add_lines(lines("outra", "1001", "554130600300")) == 1
     assert not await store.remove_client("acme")
 
 
 async def test_a_removed_clients_calls_tell_nothing_more(store: Store) -> None:
-    await register(store)
+    mine, theirs = await register(store), await register(store, client="outra")
     await store.append([change(Status.INITIATED), change(Status.INITIATED, client="outra")], [in_progress()])
     await store.remove_client("acme")
     appended = await store.append([change(Status.BUSY, 1), change(Status.BUSY, 1, client="outra")], [])
-    assert appended.events == 1  # outra's
-    assert await store.pending() == []
+    assert appended.events == 1
+    assert [d.callback_id for d in appended.deliveries] == [theirs.id]
+    assert await store.backlog(mine.id) == []
 
 
 # Lines
@@ -307,6 +310,70 @@ async def test_registering_a_disabled_callback_enables_it(store: Store) -> None:
     assert (await store.append([change(Status.INITIATED)], [])).deliveries != []
 
 
+async def test_people_enable_a_disabled_callback(store: Store, place: Place) -> None:
+    callback = await register(store)
+    await store.disable_callback(callback.id, "410 Gone")
+    assert (await store.append([change(Status.INITIATED)], [])).deliveries == []
+    assert await store.enable_callback(callback.code)
+    assert (await (await place.reopen()).registry()).callbacks == {callback.id: callback}
+    store = place.stores[-1]
+    assert [d.event.sequence for d in (await store.append([change(Status.RINGING, 1)], [])).deliveries] == [2]
+
+
+async def test_only_what_is_registered_can_be_enabled(store: Store) -> None:
+    callback = await register(store)
+    await store.remove_callback("acme", callback.code)
+    version = await store.registry_version()
+    assert not await store.enable_callback(callback.code)
+    assert not await store.enable_callback(UNKNOWN_CODE)
+    assert await store.registry_version() == version
+
+
+# Health
+
+
+async def test_health_is_kept_over_a_restart_under_the_same_version(store: Store, place: Place) -> None:
+    callback, other = await register(store), await register(store, pin="1001")
+    version = await store.registry_version()
+    health = KeptHealth(seconds(60.25), 1234.5)
+    await store.keep_health(callback.id, health)
+    for again in (place.open, place.reopen):
+        registry = await (await again()).registry()
+        assert registry.version == version
+        assert registry.callbacks[callback.id].health == health
+        assert registry.callbacks[other.id].health == KeptHealth()
+    await place.stores[-1].keep_health(callback.id, KeptHealth(None, 2000.0))
+    assert (await place.stores[-1].registry()).callbacks[callback.id].health == KeptHealth(None, 2000.0)
+
+
+@pytest.mark.parametrize("how", ["enabled", "registered again"])
+@pytest.mark.parametrize("is_disabled", [False, True])
+async def test_whoever_is_enabled_is_well_and_its_outage_counts(store: Store, place: Place, how: str, is_disabled: bool) -> None:
+    callback = await register(store)
+    await store.keep_health(callback.id, KeptHealth(BEGINNING, 100.0))
+    if is_disabled:
+        await store.disable_callback(callback.id, "failing for 5 days")
+    place.clock.advance(50)
+    if how == "enabled":
+        assert await store.enable_callback(callback.code)
+    else:
+        await register(store)
+    assert (await store.registry()).callbacks[callback.id].health == KeptHealth(None, 150.0)
+
+
+async def test_an_outage_under_a_clock_that_was_set_back_makes_no_time(store: Store, place: Place) -> None:
+    callback = await register(store)
+    await store.keep_health(callback.id, KeptHealth(BEGINNING, 100.0))
+    place.clock.set_wall(timedelta(hours=-2))
+    await register(store)
+    assert (await store.registry()).callbacks[callback.id].health == KeptHealth(None, 100.0)
+
+
+async def test_the_health_of_what_is_not_there_is_kept_without_a_word(store: Store) -> None:
+    await store.keep_health(987_654, KeptHealth(BEGINNING, 1.0))
+    assert (await store.registry()).callbacks == {}
+
+
 async def test_what_is_not_there_is_disabled_without_a_word(store: Store) -> None:
     callback = await register(store)
     await store.remove_callback("acme", callback.code)
@@ -372,6 +439,7 @@ CHANGES: dict[str, Callable[[Store, Callback], Awaitable[object]]] = {
     "credentials updated": lambda s, _: s.register_callback("acme", URL, "user:new", None, limit=100),
     "callback rotated": lambda s, c: s.rotate_callback(c.code, keep_old_for=timedelta(hours=1)),
     "callback disabled": lambda s, c: s.disable_callback(c.id, "410 Gone"),
+    "callback enabled": lambda s, c: s.enable_callback(c.code),
     "callback removed": lambda s, c: s.remove_callback("acme", c.code),
 }
 
@@ -381,6 +449,8 @@ async def test_every_change_is_seen_by_whoever_has_the_store_open(store: Store, 
     callback = await register(store)
     await store.add_lines(lines("outra", "3001", "3001"))
     await store.disable_client("outra", BEGINNING)
+    if what == "callback enabled":
+        await store.disable_callback(callback.id, "410 Gone")
     other = await place.open()
     await place.agree()
     before = await other.registry()
@@ -400,7 +470,7 @@ async def test_events_leave_the_registrys_version_alone(store: Store) -> None:
     await register(store)
     version = await store.registry_version()
     appended = await store.append(whole_call(), [in_progress()])
-    await store.settle([settled(delivery) for delivery in appended.deliveries])
+    await store.settle(appended.deliveries[:2], left(*appended.deliveries[2:]))
     await store.ping()
     assert await store.registry_version() == version
 

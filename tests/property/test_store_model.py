@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,21 +14,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.support.stored_calls import URL, ZONE, a_client, change, identity, seconds
+from tests.support.stored_calls import BEGINNING, URL, ZONE, a_client, change, identity, seconds
 
 from toque.callbacks.callback import Registered
-from toque.callbacks.delivery import DeliveryState, Settlement
+from toque.callbacks.delivery import Delivery, DeliveryState, Settlement
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.identity import callerid
 from toque.calls.lines import Line, LineKind, conflict
 from toque.calls.model import Direction, Snapshot, Status, StatusChange
 from toque.errors import InputError
-from toque.store.contract import Removal
+from toque.store.contract import Removal, Replay
 from toque.store.sqlite import SqliteStore
 
 T = TypeVar("T")
 CLIENTS, PINS, NAMES = ("acme", "outra"), ("1001", "1002"), ("call-1", "call-2")
 ORDER = {Status.INITIATED: 1, Status.RINGING: 2, Status.ANSWERED: 3}
+
+FOREVER = BEGINNING + timedelta(days=36_500)
 
 SideKey = tuple[str, str, Direction]
 
@@ -52,6 +54,25 @@ class Row:
     pin: str | None
     code: str
     is_disabled: bool = False
+    refused_through: int = 0  # the last event when it was disabled the last time
+
+
+@dataclass
+class Told:
+    """An event as the model knows it."""
+
+    client: str
+    pin: str
+    lane: tuple[str, str, str]
+
+
+@dataclass
+class Waits:
+    """A delivery in a backlog."""
+
+    seq: int
+    attempts: int = 0
+    due_at: datetime | None = None
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -66,8 +87,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.calls: dict[str, list[Call]] = {name: [Call()] for name in NAMES}
         self.callbacks: dict[int, Row] = {}
         self.removed: list[Row] = []
-        self.waiting: dict[tuple[int, int], tuple[str, int, int, datetime | None]] = {}  # status, sequence, attempts, due_at
-        self.settled: list[Settlement] = []
+        self.events: dict[int, Told] = {}
+        self.fresh: dict[tuple[int, int], Delivery] = {}  # in the hands of whoever appended, by seq and callback
+        self.waiting: dict[int, list[Waits]] = {}  # by callback, in order
+        self.dead: dict[int, set[int]] = {}
+        self.done: list[Delivery] = []
         self.snapshots: dict[str, bytes] = {}
         self.last_seq = 0
 
@@ -86,6 +110,30 @@ class StoreMachine(RuleBasedStateMachine):
     def two_clients(self) -> None:
         for client in CLIENTS:
             self.run(self.store.add_client(a_client(client)))
+        self.run(self.store.recover())
+
+    # The model's backlog
+
+    def leave(self, number: int, seq: int, attempts: int = 0, due_at: datetime | None = None) -> None:
+        """A delivery that had no place gets one: the last, or before what follows it in its lane."""
+        row = self.callbacks.get(number)
+        if row is None:
+            return
+        backlog = self.waiting.setdefault(number, [])
+        there = next((waits for waits in backlog if waits.seq == seq), None)
+        if row.is_disabled or seq <= row.refused_through:
+            self.die(number, seq)
+        elif there is not None:  # a replay was quicker
+            there.attempts, there.due_at = attempts, due_at
+        else:
+            later = [w for w in backlog if w.seq > seq and self.events[w.seq].lane == self.events[seq].lane]
+            place = backlog.index(min(later, key=lambda w: w.seq)) if later else len(backlog)
+            backlog.insert(place, Waits(seq, attempts, due_at))
+
+    def die(self, number: int, seq: int) -> None:
+        if number in self.callbacks:
+            self.dead.setdefault(number, set()).add(seq)
+            self.waiting[number] = [waits for waits in self.waiting.get(number, []) if waits.seq != seq]
 
     # Calls
 
@@ -136,11 +184,11 @@ class StoreMachine(RuleBasedStateMachine):
         expected = []
         news = [news for said in changes if (news := self.expect(said))]
         for number, (call, sequence, said) in enumerate(news, self.last_seq + 1):
+            owner = said.side.owner
             for callback_id, row in self.callbacks.items():
-                owner = said.side.owner
                 if row.client == owner.client_id and row.pin in (None, owner.pin) and not row.is_disabled:
                     expected.append((number, callback_id, call, said.status, sequence))
-                    self.waiting[number, callback_id] = (said.status, sequence, 0, None)
+            self.events[number] = Told(owner.client_id, owner.pin, (call, said.side.direction.value, owner.pin))
         self.last_seq += len(news)
 
         appended = self.run(self.store.append(changes, snapshots))
@@ -149,6 +197,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [
             (d.event.seq, d.callback_id, d.event.callerid, d.event.status, d.event.sequence) for d in appended.deliveries
         ] == expected
+        self.fresh |= {(d.event.seq, d.callback_id): d for d in appended.deliveries}
 
     # Callbacks
 
@@ -173,7 +222,8 @@ class StoreMachine(RuleBasedStateMachine):
         row = self.callbacks.pop(number)
         self.removed.append(row)
         assert self.run(self.store.remove_callback(row.client, row.code)) is Removal.REMOVED
-        self.waiting = {place: row for place, row in self.waiting.items() if place[1] != number}
+        self.waiting.pop(number, None)
+        self.dead.pop(number, None)
 
     @precondition(lambda self: self.removed)
     @rule(data=st.data(), client=st.sampled_from(CLIENTS))
@@ -186,55 +236,127 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def disable(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.callbacks)))
-        self.callbacks[number].is_disabled = True
+        row = self.callbacks[number]
         self.run(self.store.disable_callback(number, "410 Gone"))
-        self.waiting = {place: row for place, row in self.waiting.items() if place[1] != number}
+        if not row.is_disabled:
+            row.is_disabled, row.refused_through = True, self.last_seq
+            for waits in self.waiting.pop(number, []):
+                self.die(number, waits.seq)
+
+    @precondition(lambda self: self.callbacks)
+    @rule(data=st.data())
+    def enable(self, data: st.DataObject) -> None:
+        row = self.callbacks[data.draw(st.sampled_from(sorted(self.callbacks)))]
+        assert self.run(self.store.enable_callback(row.code))
+        row.is_disabled = False
 
     # Deliveries
 
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        places = data.draw(st.lists(st.sampled_from(sorted(self.waiting)), min_size=1, max_size=6))
-        settlements = []
-        for seq, callback_id in places:
-            state = data.draw(st.sampled_from(DeliveryState))
+    def settle_as(self, data: st.DataObject, deliveries: list[Delivery]) -> list[tuple[Delivery, DeliveryState]]:
+        """Settle these, each in some way; what is ended is out of our hands."""
+        ways = [(delivery, data.draw(st.sampled_from(DeliveryState))) for delivery in deliveries]
+        delivered, others = [], []
+        for delivery, state in ways:
             self.now += 1
-            due_at = seconds(self.now) if state is DeliveryState.WAITING else None
-            attempts = data.draw(st.integers(1, 9))
-            settlements.append(Settlement(seq, callback_id, state, attempts, due_at, "as drawn"))
-            waits = self.waiting.get((seq, callback_id))
-            if waits is not None and state is DeliveryState.WAITING:
-                self.waiting[seq, callback_id] = (waits[0], waits[1], attempts, due_at)
+            delivery.attempts = data.draw(st.integers(1, 9))
+            delivery.due_at = seconds(self.now) if state is DeliveryState.WAITING else None
+            if state is DeliveryState.DELIVERED:
+                delivered.append(delivery)
             else:
-                self.waiting.pop((seq, callback_id), None)
-        self.settled += settlements
-        self.run(self.store.settle(settlements))
+                others.append(Settlement(delivery, state, "as drawn"))
+        self.run(self.store.settle(delivered, others))
+        return ways
 
-    @precondition(lambda self: self.settled)
+    @precondition(lambda self: self.fresh)
+    @rule(data=st.data())
+    def settle_fresh_ones(self, data: st.DataObject) -> None:
+        places = data.draw(st.lists(st.sampled_from(sorted(self.fresh)), min_size=1, max_size=6, unique=True))
+        for delivery, state in self.settle_as(data, [self.fresh.pop(place) for place in places]):
+            number, seq = delivery.callback_id, delivery.event.seq
+            if state is DeliveryState.WAITING:
+                self.leave(number, seq, delivery.attempts, delivery.due_at)
+            elif state is DeliveryState.DEAD:
+                self.die(number, seq)
+            if state is not DeliveryState.WAITING:
+                self.done.append(delivery)
+
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(data=st.data())
+    def settle_some_of_a_backlog(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(n for n, backlog in self.waiting.items() if backlog)))
+        found = self.run(self.store.backlog(number, limit=data.draw(st.integers(1, 5))))
+        for delivery, state in self.settle_as(data, found):
+            (waits,) = (waits for waits in self.waiting[number] if waits.seq == delivery.event.seq)
+            if state is DeliveryState.WAITING:
+                waits.attempts, waits.due_at = delivery.attempts, delivery.due_at
+                continue
+            self.done.append(delivery)
+            self.waiting[number].remove(waits)
+            if state is DeliveryState.DEAD:
+                self.die(number, waits.seq)
+
+    @precondition(lambda self: self.done)
     @rule(data=st.data())
     def settle_the_settled_once_more(self, data: st.DataObject) -> None:
-        chosen = data.draw(st.lists(st.sampled_from(self.settled), min_size=1, max_size=4))
-        self.run(self.store.settle([s for s in chosen if (s.event_seq, s.callback_id) not in self.waiting]))
+        self.settle_as(data, data.draw(st.lists(st.sampled_from(self.done), min_size=1, max_size=4, unique_by=id)))
+
+    @precondition(lambda self: self.callbacks)
+    @rule(data=st.data(), is_for_dead=st.booleans(), limit=st.integers(1, 9))
+    def replay(self, data: st.DataObject, is_for_dead: bool, limit: int) -> None:
+        number = data.draw(st.sampled_from(sorted(n for n in self.callbacks)))
+        row = self.callbacks[number]
+        replay = self.run(self.store.add_replay(Replay(0, number, None, FOREVER, is_for_dead=is_for_dead)))
+        if row.is_disabled:
+            assert self.run(self.store.requeue(replay.id, limit)) == replay
+            assert self.run(self.store.cancel_replay(replay.id))
+            return
+        while self.run(self.store.requeue(replay.id, 1000 if is_for_dead else limit)) is not None:
+            pass
+        mine = self.dead.get(number, set()) if is_for_dead else self.events
+        backlog = self.waiting.setdefault(number, [])
+        there = {waits.seq for waits in backlog}
+        for seq in sorted(mine):
+            event = self.events[seq]
+            if event.client == row.client and row.pin in (None, event.pin) and seq not in there:
+                backlog.append(Waits(seq))
+        self.dead.pop(number, None)
+        self.done = []  # their rows may be others' now
+
+    @rule()
+    def keep_house(self) -> None:
+        while self.run(self.store.housekeep(keep=timedelta(days=3650))):
+            pass
 
     @rule()
     def reopen(self) -> None:
         self.run(self.store.close())
         self.store = self.open()
+        for seq, number in sorted(self.fresh):
+            self.leave(number, seq)
+        self.fresh.clear()
+        self.done.clear()
+        assert set(self.run(self.store.recover())) == {number for number, backlog in self.waiting.items() if backlog}
 
     # What must hold
 
     @invariant()
     def what_waits_is_what_the_model_says(self) -> None:
-        assert [
-            (d.event.seq, d.callback_id, d.event.status, d.event.sequence, d.attempts, d.due_at)
-            for d in self.run(self.store.pending())
-        ] == [(*place, *row) for place, row in sorted(self.waiting.items())]
+        found = {number: self.run(self.store.backlog(number)) for number in self.callbacks}
+        assert {n: [Waits(d.event.seq, d.attempts, d.due_at) for d in page] for n, page in found.items() if page} == {
+            number: backlog for number, backlog in self.waiting.items() if backlog
+        }
+
+    @invariant()
+    def what_is_dead_is_what_the_model_says(self) -> None:
+        found = {number: self.run(self.store.dead(number)) for number in self.callbacks}
+        assert {n: {d.delivery.event.seq for d in page} for n, page in found.items() if page} == {
+            number: seqs for number, seqs in self.dead.items() if seqs
+        }
 
     @invariant()
     def what_is_registered_is_what_the_model_says(self) -> None:
         assert {
-            number: Row(c.client_id, c.url, c.pin, c.code, c.disabled_at is not None)
+            number: Row(c.client_id, c.url, c.pin, c.code, c.disabled_at is not None, self.callbacks[number].refused_through)
             for number, c in self.run(self.store.registry()).callbacks.items()
         } == self.callbacks
 

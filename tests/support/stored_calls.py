@@ -76,7 +76,14 @@ def settled(
     delivery: Delivery, state: DeliveryState = DeliveryState.DELIVERED, attempts: int = 1, due_at: datetime | None = None
 ) -> Settlement:
     """How a delivery stands after an attempt."""
-    return Settlement(delivery.event.seq, delivery.callback_id, state, attempts, due_at, "as the test says")
+    delivery.attempts = attempts
+    delivery.due_at = due_at
+    return Settlement(delivery, state, "as the test says")
+
+
+def left(*deliveries: Delivery) -> list[Settlement]:
+    """Deliveries that are left to the store, as the dispatcher does when it has no room for them."""
+    return [Settlement(delivery, DeliveryState.WAITING) for delivery in deliveries]
 
 
 def told(deliveries: Iterable[Delivery]) -> list[tuple[str, int, str]]:

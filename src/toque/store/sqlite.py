@@ -1,75 +1,60 @@
 """The embedded store: SQLite in WAL mode with full synchronisation, one writer thread, group commit.
 
-Every write is a job for the writer thread. It takes all jobs that wait, runs them in one transaction, each behind a savepoint
-of its own, commits once, and only then tells the callers. Reads have a connection of their own.
+Every write is a job for the writer (`sqlite_writer`). Reads have a connection and a thread of their own. What is accepted and
+settled is thought about on the event loop, a batch at a time, and written as few large rows (`sqlite_accepting`,
+`sqlite_segments`, `sqlite_backlog`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toque.callbacks.callback import Client, Registered, Registry, TooMany
-from toque.callbacks.delivery import Delivery, Settlement
+from toque.callbacks.callback import Client, KeptHealth, Registered, Registry, TooMany
+from toque.callbacks.delivery import Delivery, DeliveryState, Settlement
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.lines import Line
 from toque.calls.model import CallIdentity, Snapshot, StatusChange
-from toque.errors import IllegalStep, SettingsError, StoreError, ToqueError
-from toque.store import sqlite_events as ledger
+from toque.errors import IllegalStep, InputError, SettingsError, StoreError
+from toque.store import sqlite_backlog as backlog
+from toque.store import sqlite_calls as calls
+from toque.store import sqlite_file as file
 from toque.store import sqlite_registry as accounts
-from toque.store.contract import Appended, Removal
+from toque.store import sqlite_replays as replays
+from toque.store import sqlite_segments as segments
+from toque.store.contract import Appended, DeadDelivery, Removal, Replay
 from toque.store.migrations import MIGRATIONS
 from toque.store.sealing import Sealer, WrongKey
+from toque.store.sqlite_accepting import Append, Plan, Planner, RegistryChanged, Subscribers
+from toque.store.sqlite_backlog import Backlog, Settling
+from toque.store.sqlite_calls import Unwritten
+from toque.store.sqlite_rows import to_us
+from toque.store.sqlite_segments import Segment
+from toque.store.sqlite_upkeep import Upkeep
+from toque.store.sqlite_writer import Job, Stale, Writer, roll_back, translated
 
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 10.0  # how long a command waits for the server's transaction, or the server for a command's
-_JOBS_A_COMMIT = 256
-_EVENTS_A_STEP = 1_000  # of a removed client: each step is a commit, and others' commits come between
-_CACHE_KIB = 65_536  # the writer's: it holds the index of calls' names for some hundred thousand calls
+_CHANGES_A_SEGMENT = 1_000  # unless one caller brings more at once: the loop does nothing else while a batch is planned
+_CACHE_KIB = 65_536  # the writer's: it holds the pages of some hundred thousand calls
 _LOG_KEPT_BYTES = 64 * 2**20  # what one long reader let the log grow to is given back, down to this
-_FILE_MODE = 0o600
-_APPLICATION_ID = 0x746F7175  # "toqu": what kind of SQLite file this is
-_OUR_FAULT = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
-# Codes that mean: this file is not, or can never be, the store. Others may pass.
-_UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
+_WRITE_BACK_PAUSE = timedelta(minutes=10)
+_LOG_PAGES = 4_000  # of 4 KiB: pages that change often are written back once in so many
 
 
 def utc_now() -> datetime:
     """Our clock."""
     return datetime.now(UTC)
-
-
-class _Job:
-    """Something to do on the writer's connection, and whom to tell."""
-
-    __slots__ = ("error", "future", "loop", "result", "work")
-
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.work = work
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    def resolve(self) -> None:
-        """Tell the caller; runs on its loop."""
-        if self.future.done():  # the caller was cancelled
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
 
 
 class SqliteStore:
@@ -81,72 +66,75 @@ class SqliteStore:
         self.path = path
         self._clock = clock
         self._sealer = Sealer(secret_key)
-        self._ledger = ledger.EventLedger(payloads)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock: int | None = None
         self._is_closed = False
         self._closing = threading.Lock()
-        _create_private(path)
-        self._writer = _connect(path)
+        # Of events, on the loop
+        self._planner = Planner(payloads)
+        self._waiting: deque[Append] = deque()
+        self._accepting: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._is_writing_back = False
+        self._written_back_at: datetime | None = None
+        self._last_seq: int | None = None  # that is durable; None: to be read
+        self._open: dict[int, Segment] = {}  # the segments that have fresh deliveries, the oldest first
+        self._unrecovered: int | None = 0  # from which event on an earlier process left some; None: nothing is left of it
+        # On the writer's thread
+        self._backlog = Backlog()
+        file.create_private(path)
+        connection = file.connect(path, _BUSY_TIMEOUT_S)
         try:
-            self._prepare()
-            self._reader = _connect(path)
+            self._prepare(connection)
+            self._reader = file.connect(path, _BUSY_TIMEOUT_S)
         except BaseException:
-            self._writer.close()
+            connection.close()
             raise
-        self._writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._writer.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._reader.execute("PRAGMA query_only = ON")
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="toque-reader")
-        self._thread = threading.Thread(target=self._run_writer, name="toque-writer", daemon=True)
-        self._thread.start()
+        self._writer = Writer(connection, self._backlog.forget)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Bring schema and secrets up to date."""
+        try:
+            with file.opening(connection, self.path):
+                is_migrated = file.migrate(connection, self.path, MIGRATIONS)
+                is_resealed = accounts.reseal(connection, self._sealer)
+                if is_migrated or is_resealed:  # a server that runs knows neither the other schema nor the other key
+                    with file.alone(self.path, "secret_key" if is_resealed else "store"):
+                        connection.execute("COMMIT")
+                else:
+                    connection.execute("COMMIT")
+                if is_resealed:  # what was plain text must not stay behind in the log
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except WrongKey:
+            problem = "the store's secrets were encrypted under another key, or TOQUE_SECRET_KEY is missing"
+            raise SettingsError("secret_key", str(self.path), problem) from None
 
     def lock(self) -> None:
-        """Claim the store for one server. Raises `SettingsError` when another has it."""
-        handle = self._claimed()
+        """Claim the events for one server. Raises `SettingsError` when another has them."""
+        handle = file.claimed(self.path)
         if handle is None:
-            raise _unusable(self.path, f"another toque server uses {self.path}; give each server a store of its own")
+            problem = f"another toque server uses {self.path}; give each server a store of its own"
+            raise file.unusable(self.path, problem)
         self._lock = handle
 
-    def _claimed(self) -> int | None:
-        """The descriptor that holds the server's place at this store; None when a server has it."""
-        real = self.path.resolve()
-        try:
-            handle = os.open(real.with_name(real.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
-        except OSError as error:
-            raise _unusable(self.path, f"{real}.lock cannot be opened for writing: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-        return handle
-
-    @contextmanager
-    def _alone(self, option: str) -> Iterator[None]:
-        """Keep servers away while the store is changed in a way that a running one would not understand."""
-        handle = self._claimed()
-        if handle is None:
-            reason = "has no such key" if option == "secret_key" else "is of another version"
-            raise SettingsError(option, str(self.path), f"a running toque server uses {self.path} and {reason}; stop it first")
-        try:
-            yield
-        finally:
-            os.close(handle)
-
     async def close(self) -> None:
-        """Finish the waiting jobs and let go of the file."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._jobs.put(None)
+        """Finish what was begun and let go of the file."""
+        self._is_closed = True
+        if self._accepting is not None:
+            await asyncio.wait([self._accepting])
+        self._writer.end()
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
         with self._closing:
-            self._thread.join()
+            self._writer.join()
             self._readers.shutdown()
             self._reader.close()
-            self._writer.close()
+            self._writer.connection.close()
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
@@ -183,11 +171,8 @@ class SqliteStore:
         return await self._write(lambda c: accounts.disable_client(c, client_id, at))
 
     async def remove_client(self, client_id: str) -> bool:
-        """See `Store.remove_client`."""
-        is_known = await self._write(lambda c: accounts.remove_client(c, client_id))
-        while await self._write(lambda c: ledger.drop_events(c, client_id, _EVENTS_A_STEP)):
-            pass
-        return is_known
+        """See `Store.remove_client`. Its events are erased by `housekeep`."""
+        return await self._write(lambda c: accounts.remove_client(c, client_id))
 
     async def add_lines(self, lines: Sequence[Line]) -> int:
         """See `Store.add_lines`."""
@@ -212,46 +197,267 @@ class SqliteStore:
         """See `Store.disable_callback`."""
         await self._write(lambda c: accounts.disable_callback(c, callback_id, reason, self._clock()))
 
+    async def enable_callback(self, code: str) -> bool:
+        """See `Store.enable_callback`."""
+        return await self._write(lambda c: accounts.enable_callback(c, code, self._clock()))
+
+    async def keep_health(self, callback_id: int, health: KeptHealth) -> None:
+        """See `Store.keep_health`."""
+        await self._write(lambda c: accounts.keep_health(c, callback_id, health))
+
     async def rotate_callback(self, code: str, *, keep_old_for: timedelta) -> str | None:
         """See `Store.rotate_callback`."""
         return await self._write(lambda c: accounts.rotate_callback(c, self._sealer, code, self._clock(), keep_old_for))
 
-    # Events
+    # Accepting
 
     async def append(self, changes: Sequence[StatusChange], snapshots: Sequence[Snapshot]) -> Appended:
-        """See `Store.append`."""
+        """See `Store.append`. What comes while a batch is being written is the next batch."""
         if not changes and not snapshots:
             return Appended()
-        return await self._write(lambda c: self._ledger.append(c, changes, snapshots, self._clock()))
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        append = Append(changes, snapshots, loop)
+        self._waiting.append(append)
+        if self._accepting is None:
+            self._accepting = loop.create_task(self._accept_all(), name="toque-accepting")
+        return await append.future
+
+    async def _accept_all(self) -> None:
+        """Write batches until nobody waits."""
+        try:
+            while self._waiting:
+                async with self._turn:
+                    await self._accept(self._next_batch())
+                    self._write_back()
+        finally:
+            self._accepting = None
+
+    def _next_batch(self) -> list[Append]:
+        """Those that wait the longest, as many as make a segment."""
+        batch, size = [], 0
+        while self._waiting and size < _CHANGES_A_SEGMENT:
+            append = self._waiting.popleft()
+            size += len(append.changes) + len(append.snapshots)
+            batch.append(append)
+        return batch
+
+    async def _accept(self, batch: list[Append]) -> None:
+        """Write a batch and tell who waits for it. A mistake is its maker's alone."""
+        try:
+            plan = await self._written(batch)
+        except IllegalStep as error:
+            if len(batch) == 1:
+                _refuse(batch, error)
+            for append in batch if len(batch) > 1 else []:
+                await self._accept([append])
+        except Exception as error:  # noqa: BLE001 - the task goes on, and whoever waits is told
+            _refuse(batch, error)
+        else:
+            self._last_seq = plan.first_seq + len(plan.events) - 1
+            self._planner.note(plan)
+            for append in batch:
+                if not append.future.done():  # the caller may have been cancelled
+                    append.future.set_result(append.appended)
+
+    async def _written(self, batch: list[Append]) -> Plan:
+        """Plan and write a batch, again where the plan was wrong. After any fault nothing is left of it in memory."""
+        is_doubted = False
+        while True:
+            first_seq = await self._next_seq()
+            try:
+                if strangers := self._planner.strangers(batch, is_doubted=is_doubted):
+                    self._planner.hold(await self._reading(partial(self._planner.find, identities=strangers)))
+                plan = self._planner.plan(batch, first_seq, self._open_from(), self._clock())
+                if plan.segment.fresh:
+                    self._open[first_seq] = plan.segment
+                await self._submit(plan.write)
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is not durable
+                self._planner.held.clear()
+                self._open.pop(first_seq, None)
+                self._last_seq = None
+                if not isinstance(error, Stale):
+                    raise translated(error) from None
+                if isinstance(error, RegistryChanged):
+                    self._planner.subscribers = await self._reading(Subscribers.read)
+                is_doubted = True
+            else:
+                return plan
+
+    async def _next_seq(self) -> int:
+        """The seq of the next event. Also finds out whether an earlier process left something unsettled."""
+        if self._last_seq is None:
+            last_seq, durable, unwritten = await self._reading(_found_in_log)
+            if self._last_seq is None:  # and nobody else has found it out meanwhile
+                self._last_seq = last_seq
+                self._planner.unwritten = unwritten
+            if self._unrecovered == 0:
+                self._unrecovered = max(durable, 1) if durable <= last_seq and last_seq else None
+        return self._last_seq + 1
+
+    def _write_back(self, *, is_forced: bool = False) -> asyncio.Future[Any] | None:
+        """Have some calls written that are in the log only; in the next commit, and nobody waits for it.
+
+        Only between two batches, so that no row is overtaken by an older one.
+        """
+        unwritten = self._planner.unwritten
+        part = None if self._is_writing_back or self._last_seq is None else unwritten.due(self._last_seq + 1, is_forced=is_forced)
+        if part is None:
+            return None
+
+        def done(future: asyncio.Future[Any]) -> None:
+            self._is_writing_back = False
+            if not future.cancelled() and future.exception() is None:
+                unwritten.written(part)
+
+        self._is_writing_back = True
+        job = Job(part.write, asyncio.get_running_loop())
+        job.future.add_done_callback(done)
+        self._writer.put(job)
+        return job.future
+
+    def _open_from(self) -> int:
+        """Before which event none is without an outcome, as far as that is durable."""
+        oldest = next(iter(self._open), (self._last_seq or 0) + 1)
+        return oldest if self._unrecovered is None else min(oldest, self._unrecovered)
 
     async def open_calls(self) -> list[tuple[CallIdentity, bytes]]:
         """See `Store.open_calls`."""
-        return await self._read(ledger.open_calls)
+        return await self._read(calls.open_calls)
 
-    async def pending(self, *, after: tuple[int, int] = (0, 0), limit: int = 10_000) -> list[Delivery]:
-        """See `Store.pending`."""
-        return await self._read(lambda c: ledger.pending(c, after, limit))
+    # Deliveries
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """See `Store.settle`."""
-        if settlements:
-            await self._write(lambda c: ledger.settle(c, settlements, self._clock()))
+    async def settle(self, delivered: Sequence[Delivery], others: Sequence[Settlement] = ()) -> None:
+        """See `Store.settle`. One delivery is settled by one call at a time."""
+        if not delivered and not others:
+            return
+        self._check_open()
+        await self._next_seq()
+        if others:
+            delivered, others = _sorted_out(delivered, others)
+        settling = Settling(delivered, others, self._open_from(), to_us(self._clock()))
+
+        def noted(rows: dict[int, int]) -> None:
+            self._note(delivered, others, rows)
+
+        await self._submit(lambda c: self._backlog.settle(c, settling), noted)
+
+    def _note(self, delivered: Sequence[Delivery], others: Sequence[Settlement], rows: dict[int, int]) -> None:
+        """It is durable: these deliveries are no longer fresh, and some have got rows."""
+        for place, row in rows.items():
+            others[place].delivery.row = row
+        for delivery in delivered:
+            segment = delivery.receipt
+            if segment is not None:
+                delivery.receipt = None
+                segment.fresh -= 1
+                if not segment.fresh:
+                    self._open.pop(segment.first_seq, None)
+        if others:
+            self._note([other.delivery for other in others], (), {})
+
+    async def recover(self) -> list[int]:
+        """See `Store.recover`."""
+        if self._open:
+            msg = "what this process has accepted is not to be recovered"
+            raise IllegalStep(msg)
+        found = await self._write(lambda c: self._backlog.recover(c, self._clock()))
+        self._unrecovered = self._last_seq = None
+        await self._next_seq()
+        return found
+
+    async def backlog(self, callback_id: int, *, after: int = 0, limit: int = 500) -> list[Delivery]:
+        """See `Store.backlog`."""
+        return await self._read(lambda c: backlog.page(c, callback_id, after, limit))
+
+    async def backlog_sizes(self) -> dict[int, int]:
+        """See `Store.backlog_sizes`."""
+        return await self._read(backlog.sizes)
+
+    # Again
+
+    async def dead(self, callback_id: int, *, after: int = 0, limit: int = 500) -> list[DeadDelivery]:
+        """See `Store.dead`."""
+        return await self._read(lambda c: backlog.dead(c, callback_id, after, limit))
+
+    async def add_replay(self, replay: Replay) -> Replay:
+        """See `Store.add_replay`."""
+        search: replays.Search | None = None
+        if replay.event_id is not None or replay.callerid is not None:
+            search = await self._found(replay)
+        return await self._write(lambda c: replays.add(c, replay, search, self._clock()))
+
+    async def _found(self, replay: Replay) -> replays.Search:
+        """Where what a replay names lies. Others read between the stretches of the search."""
+        search = await self._read(lambda c: replays.Search.begun(c, replay, self._planner.unwritten))
+        while not await self._read(search.go_on):
+            pass
+        if not search.last and not (replay.is_for_dead and await self._read(search.among_dead)):
+            what = f"event {replay.event_id}" if replay.event_id is not None else f"call {replay.callerid}"
+            raise InputError(f"this callback's client has no {what}")
+        return search
+
+    async def replays(self) -> list[Replay]:
+        """See `Store.replays`."""
+        return await self._read(replays.all_of_them)
+
+    async def cancel_replay(self, replay_id: int) -> bool:
+        """See `Store.cancel_replay`."""
+        return await self._write(lambda c: replays.cancel(c, replay_id, self._clock()))
+
+    async def requeue(self, replay_id: int, limit: int) -> Replay | None:
+        """See `Store.requeue`."""
+        return await self._write(lambda c: replays.requeue(c, self._backlog, replay_id, limit, self._clock()))
+
+    # Upkeep
+
+    async def housekeep(self, *, keep: timedelta) -> bool:
+        """See `Store.housekeep`."""
+        now = self._clock()
+        await self._write_back_now_and_then(now)
+        needed_from = min(self._open_from(), self._planner.unwritten.since)
+        return await self._write(Upkeep(now, keep, needed_from).step)
+
+    async def _write_back_now_and_then(self, now: datetime) -> None:
+        """Have the calls written that are in the log only, lest it be needed for ever where there is little to do.
+
+        It is several commits, and others' come between them.
+        """
+        await self._next_seq()
+        if self._written_back_at is not None and abs(now - self._written_back_at) < _WRITE_BACK_PAUSE:
+            return
+        while True:
+            async with self._turn:
+                future = self._write_back(is_forced=True)
+            if future is None:
+                return
+            await future
+            if not self._planner.unwritten.is_under_way:
+                self._written_back_at = now
+                return
 
     # Threads
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _check_open(self) -> None:
         if self._is_closed:
             msg = "the store is closed"
             raise StoreError(msg)
-        job = _Job(work, asyncio.get_running_loop())
-        self._jobs.put(job)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+        return await self._submit(work)
+
+    async def _submit(self, work: Callable[[sqlite3.Connection], T], and_then: Callable[[T], None] | None = None) -> T:
+        job = Job(work, asyncio.get_running_loop(), and_then)
+        self._writer.put(job)
         result: T = await job.future
         return result
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._is_closed:
-            msg = "the store is closed"
-            raise StoreError(msg)
+        self._check_open()
+        return await self._reading(work)
+
+    async def _reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._in_snapshot, work)
 
     def _in_snapshot(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -260,180 +466,35 @@ class SqliteStore:
             self._reader.execute("BEGIN")
             return work(self._reader)
         except Exception as error:  # noqa: BLE001 - translated once, here
-            raise _translated(error) from None
+            raise translated(error) from None
         finally:
-            _roll_back(self._reader)
-
-    def _run_writer(self) -> None:
-        while True:
-            job = self._jobs.get()
-            jobs: list[_Job] = []
-            while job is not None:
-                jobs.append(job)
-                if len(jobs) >= _JOBS_A_COMMIT or self._jobs.empty():
-                    break
-                job = self._jobs.get()
-            if jobs:
-                self._commit(jobs)
-                _tell(jobs)
-            if job is None:
-                return
-
-    def _commit(self, jobs: Sequence[_Job]) -> None:
-        """All jobs in one transaction; one that fails by itself takes no other with it."""
-        connection = self._writer
-        try:
-            _roll_back(connection)  # what a failing disk did not let us roll back the last time
-            connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                self._run_job(connection, job)
-            connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may be told that it is durable
-            self._ledger.forget()
-            _roll_back(connection)
-            for job in jobs:
-                job.error = job.error or _translated(error)
-
-    def _run_job(self, connection: sqlite3.Connection, job: _Job) -> None:
-        connection.execute("SAVEPOINT job")
-        try:
-            job.result = job.work(connection)
-        except sqlite3.OperationalError:
-            raise  # the disk or the file: no job can be done
-        except Exception as error:  # noqa: BLE001 - it is the caller's to handle
-            self._ledger.forget()
-            connection.execute("ROLLBACK TO job")
-            job.error = _translated(error)
-        connection.execute("RELEASE job")
-
-    # Opening
-
-    def _prepare(self) -> None:
-        connection = self._writer
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            is_migrated = _migrate(connection, self.path)
-            is_resealed = accounts.reseal(connection, self._sealer)
-            if is_migrated or is_resealed:  # a server that runs knows neither the other schema nor the other key
-                with self._alone("secret_key" if is_resealed else "store"):
-                    connection.execute("COMMIT")
-            else:
-                connection.execute("COMMIT")
-            if is_resealed:  # what was plain text must not stay behind in the log
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except WrongKey:
-            problem = "the store's secrets were encrypted under another key, or TOQUE_SECRET_KEY is missing"
-            raise SettingsError("secret_key", str(self.path), problem) from None
-        except sqlite3.Error as error:
-            raise _unopened(self.path, error) from error
-        finally:
-            _roll_back(connection)
+            roll_back(self._reader)
 
 
-def _tell(jobs: Sequence[_Job]) -> None:
-    """One wake-up for each loop that waits."""
-    for loop in {job.loop for job in jobs}:
-        mine = [job for job in jobs if job.loop is loop]
-
-        def resolve(mine: list[_Job] = mine) -> None:
-            for job in mine:
-                job.resolve()
-
-        try:
-            loop.call_soon_threadsafe(resolve)
-        except RuntimeError:  # the loop was closed; nobody waits any more
-            continue
+def _found_in_log(connection: sqlite3.Connection) -> tuple[int, int, Unwritten]:
+    """The last event, before which one none is unsettled, and what of calls is nowhere else."""
+    return segments.last_seq(connection), segments.open_from(connection), Unwritten.read(connection)
 
 
-def _create_private(path: Path) -> None:
-    """Make the file, or its mode, ours alone; SQLite gives its log the same mode.
-
-    A file that exists is not opened: closing it would drop the locks of every other connection of this process (fcntl(2)).
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE))
-        if not path.is_file():
-            raise _unusable(path, f"{path} is there already and is no file")
-        path.chmod(_FILE_MODE)
-    except OSError as error:
-        raise _unusable(path, f"{path} cannot be opened for writing: {error.strerror}") from None
+def _refuse(batch: Sequence[Append], error: Exception) -> None:
+    """Tell everyone, each with an error of his own."""
+    for append in batch:
+        told: Any = type(error)(*error.args)
+        told.__cause__ = error.__cause__
+        if not append.future.done():
+            append.future.set_exception(told)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-    except sqlite3.Error as error:
-        raise _unopened(path, error) from error
-    try:
-        mode = _configured(connection)
-    except sqlite3.Error as error:
-        connection.close()
-        raise _unopened(path, error) from error
-    if mode != "wal":
-        connection.close()
-        raise _unusable(path, f"{path} lies on a file system that cannot share memory between processes; use a local one")
-    return connection
-
-
-def _configured(connection: sqlite3.Connection) -> str:
-    """Make a connection durable and strict; returns its journal mode."""
-    mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA secure_delete = ON")  # secrets and erased numbers leave the file, too
-    return mode
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> bool:
-    """Bring the schema up to date; whether a store that was in use was changed."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != _APPLICATION_ID:
-        raise _unusable(path, f"{path} is not a toque store: it is another program's database")
-    if version > len(MIGRATIONS):
-        raise _unusable(path, f"{path} was written by a newer toque (schema {version}, this one knows {len(MIGRATIONS)})")
-    if not tables:
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        for statement in filter(str.strip, script.split(";\n")):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number}")
-    return bool(tables) and version < len(MIGRATIONS)
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    """Leave no transaction open, whatever went wrong in it."""
-    with suppress(sqlite3.Error):  # SQLite may have rolled back by itself, as it does when the disk is full
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-def _unusable(path: Path, problem: str) -> SettingsError:
-    return SettingsError("store", str(path), problem)
-
-
-def _unopened(path: Path, error: sqlite3.Error) -> SettingsError | StoreError:
-    """Why a store cannot be opened: the setting is wrong, or it may work later."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNUSABLE:
-        return _unusable(path, f"{path} is not a toque store, or may not be written: {error}")
-    return StoreError(f"{path} cannot be opened: {error}")
-
-
-def _translated(error: Exception) -> Exception:
-    """A foreign error in our words; our own stay as they are."""
-    if isinstance(error, ToqueError):
-        return error
-    told: ToqueError
-    if isinstance(error, WrongKey):
-        told = StoreError("a secret in the store cannot be decrypted")
-    elif isinstance(error, MemoryError) or (isinstance(error, sqlite3.Error) and not isinstance(error, _OUR_FAULT)):
-        told = StoreError(f"{type(error).__name__}: {error}")
-    else:
-        told = IllegalStep(f"{type(error).__name__}: {error}")
-    told.__cause__ = error
-    return told
+def _sorted_out(delivered: Sequence[Delivery], others: Sequence[Settlement]) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
+    """Each delivery once, with its last state, or with the first that ends it."""
+    ended: dict[int, DeliveryState] = {id(delivery): DeliveryState.DELIVERED for delivery in delivered}
+    found: dict[int, Settlement] = {}
+    for other in others:
+        key = id(other.delivery)
+        if key not in ended:
+            found[key] = other
+            if other.state is not DeliveryState.WAITING:
+                ended[key] = other.state
+    also = [other.delivery for other in found.values() if other.state is DeliveryState.DELIVERED]
+    rest = [other for other in found.values() if other.state is not DeliveryState.DELIVERED]
+    return [*delivered, *also], rest

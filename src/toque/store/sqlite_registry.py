@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
-from toque.callbacks.callback import Callback, Client, Registered, Registry, TooMany
+from toque.callbacks.callback import Callback, Client, KeptHealth, Registered, Registry, TooMany
 from toque.callbacks.signature import SECRET_BYTES, render_secret
 from toque.callbacks.token import KEY_BYTES
 from toque.calls.lines import Line, LineKind, conflict
 from toque.errors import InputError
+from toque.store import sqlite_segments as segments
 from toque.store.contract import Removal
 from toque.store.sealing import Sealer
+from toque.store.sqlite_backlog import last_row
 from toque.store.sqlite_rows import from_us, from_us_or_none, to_us, to_us_or_none
 
 _CALLBACK_COLUMNS = """id, code, client_id, url, credentials, pin, secret, old_secret, old_secret_until, created_at,
-    disabled_at, disabled_reason"""
+    disabled_at, disabled_reason, failing_since, parked_s"""
 _SEALED_COLUMNS = ("value", "credentials", "secret", "old_secret")
 CODE_BYTES = 20  # 40 hex digits
 _LAST_CHARACTER = chr(0x10FFFF)
@@ -58,6 +60,7 @@ def _lines(connection: sqlite3.Connection, which: str = "TRUE", values: Sequence
 def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
     (
         identifier, code, client_id, url, credentials, pin, secret, old_secret, old_until, created_at, disabled_at, reason,
+        failing_since, parked_s,
     ) = row  # fmt: skip
     until = from_us_or_none(old_until)
     secrets = [secret, *([old_secret] if until is not None and until > now else [])]
@@ -73,6 +76,7 @@ def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
         old_secret_until=until,
         disabled_at=from_us_or_none(disabled_at),
         disabled_reason=reason,
+        health=KeptHealth(from_us_or_none(failing_since), parked_s),
     )
 
 
@@ -153,13 +157,25 @@ def disable_client(connection: sqlite3.Connection, client_id: str, at: datetime 
 
 
 def remove_client(connection: sqlite3.Connection, client_id: str) -> bool:
-    """See `Store.remove_client`. Lines and callbacks go by foreign key; settled deliveries go with their events, afterwards."""
-    connection.execute(
-        """DELETE FROM deliveries WHERE state = 'waiting'
-           AND callback_id IN (SELECT id FROM callbacks WHERE client_id = ?)""",
-        (client_id,),
-    )
-    return _one_changed(connection, "DELETE FROM clients WHERE client_id = ?", (client_id,))
+    """See `Store.remove_client`. Lines and callbacks go by foreign key; events and deliveries are left to the upkeep."""
+    callbacks = connection.execute("SELECT id FROM callbacks WHERE client_id = ?", (client_id,)).fetchall()
+    is_known = _one_changed(connection, "DELETE FROM clients WHERE client_id = ?", (client_id,))
+    if is_known:
+        for (callback_id,) in callbacks:
+            _leave_behind(connection, callback_id)
+        _put_off(connection, "removed client", client_id, segments.last_seq(connection))
+    return is_known
+
+
+def _leave_behind(connection: sqlite3.Connection, callback_id: int) -> None:
+    """A callback goes; nobody sees its deliveries any more, and the upkeep drops them."""
+    connection.execute("DELETE FROM replays WHERE callback_id = ?", (callback_id,))
+    _put_off(connection, "removed callback", str(callback_id), 0)
+
+
+def _put_off(connection: sqlite3.Connection, kind: str, name: str, through: int) -> None:
+    """Leave something to the upkeep, from the beginning on."""
+    connection.execute("INSERT OR REPLACE INTO chores VALUES (?, ?, 0, ?)", (kind, name, through))
 
 
 def _check_client(connection: sqlite3.Connection, client_id: str) -> None:
@@ -268,9 +284,8 @@ def register_callback(
             (os.urandom(CODE_BYTES).hex(), client_id, url, sealed, pin or None, secret, to_us(now)),
         ).fetchone()
     else:  # registering again is also how a customer brings a disabled URL back
-        connection.execute(
-            "UPDATE callbacks SET credentials = ?, disabled_at = NULL, disabled_reason = NULL WHERE id = ?", (sealed, row[0])
-        )
+        connection.execute("UPDATE callbacks SET credentials = ? WHERE id = ?", (sealed, row[0]))
+        _enable(connection, row[0], now)
     _changed(connection)
     found = connection.execute(f"SELECT {_CALLBACK_COLUMNS} FROM callbacks WHERE id = ?", (row[0],)).fetchone()  # noqa: S608
     return Registered(_callback(found, sealer, now), is_new)
@@ -286,22 +301,46 @@ def remove_callback(connection: sqlite3.Connection, client_id: str, code: str, n
     if row[1] is not None:
         return Removal.ALREADY_REMOVED
     connection.execute("UPDATE callbacks SET removed_at = ?, credentials = NULL WHERE id = ?", (to_us(now), row[0]))
-    connection.execute("DELETE FROM deliveries WHERE callback_id = ? AND state = 'waiting'", (row[0],))
+    _leave_behind(connection, row[0])
     _changed(connection)
     return Removal.REMOVED
 
 
 def disable_callback(connection: sqlite3.Connection, callback_id: int, reason: str, now: datetime) -> None:
-    """See `Store.disable_callback`."""
-    at = to_us(now)
-    statement = """UPDATE callbacks SET disabled_at = ?, disabled_reason = ?
+    """See `Store.disable_callback`. What waits is not touched: a mark says how much of it is dead."""
+    at, row, seq = to_us(now), last_row(connection), segments.last_seq(connection)
+    statement = """UPDATE callbacks SET disabled_at = ?, disabled_reason = ?,
+            dead_at = ?, dead_reason = ?, dead_through = ?, dead_through_seq = ?
         WHERE id = ? AND disabled_at IS NULL AND removed_at IS NULL"""
-    if _one_changed(connection, statement, (at, reason, callback_id)):
-        connection.execute(
-            """UPDATE deliveries SET state = 'dead', settled_at = ?, due_at = NULL, outcome = ?
-               WHERE callback_id = ? AND state = 'waiting'""",
-            (at, reason, callback_id),
-        )
+    if _one_changed(connection, statement, (at, reason, at, reason, row, seq, callback_id)):
+        _put_off(connection, "disabled callback", str(callback_id), row)
+
+
+def enable_callback(connection: sqlite3.Connection, code: str, now: datetime) -> bool:
+    """See `Store.enable_callback`."""
+    row = connection.execute("SELECT id FROM callbacks WHERE code = ? AND removed_at IS NULL", (code,)).fetchone()
+    if row is not None:
+        _enable(connection, row[0], now)
+        _changed(connection)
+    return row is not None
+
+
+def _enable(connection: sqlite3.Connection, callback_id: int, now: datetime) -> None:
+    """It is well, as far as we know. What its last disabling took with it stays dead; its outage counts as parked time."""
+    connection.execute(
+        """UPDATE callbacks SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL,
+               parked_s = parked_s + max(0, coalesce(? - failing_since, 0)) / 1e6
+           WHERE id = ?""",
+        (to_us(now), callback_id),
+    )
+
+
+def keep_health(connection: sqlite3.Connection, callback_id: int, health: KeptHealth) -> None:
+    """See `Store.keep_health`."""
+    connection.execute(
+        "UPDATE callbacks SET failing_since = ?, parked_s = ? WHERE id = ?",
+        (to_us_or_none(health.failing_since), health.parked_s, callback_id),
+    )
 
 
 def rotate_callback(

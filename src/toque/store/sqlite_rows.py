@@ -43,12 +43,14 @@ def write_many(connection: sqlite3.Connection, template: str, rows: Sequence[Seq
         connection.execute(_statement(template, chunk), _flat(chunk))
 
 
-def read_json(connection: sqlite3.Connection, template: str, keys: Sequence[Sequence[Any]]) -> list[str]:
-    """What a query with one JSON text as its only row says of these keys, `{values}` in it standing for them.
+def read_many(connection: sqlite3.Connection, template: str, keys: Sequence[Sequence[Any]]) -> list[Any]:
+    """The rows that a query finds for these keys, `{values}` in it standing for their placeholders."""
+    return [row for chunk in _chunks(keys) for row in connection.execute(_statement(template, chunk), _flat(chunk)).fetchall()]
 
-    One row, for the same reason.
-    """
-    return [text for chunk in _chunks(keys) for (text,) in connection.execute(_statement(template, chunk), _flat(chunk))]
+
+def count_many(connection: sqlite3.Connection, template: str, rows: Sequence[Sequence[Any]]) -> int:
+    """As `write_many`; how many rows were changed."""
+    return sum(connection.execute(_statement(template, chunk), _flat(chunk)).rowcount for chunk in _chunks(rows))
 
 
 def _chunks(rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
