@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+MAX_UNSENT = 256 * 1024
+"""Bytes that a stream lets wait in memory for its peer to take them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -93,6 +96,26 @@ def dribble(pieces: Iterable[bytes], *, then: Step | None = None) -> Step:
     return step
 
 
+def stream(head: bytes, piece: bytes, pieces: int, sent: list[int] | None = None) -> Step:
+    """The head and then so many pieces, as fast as they are taken; the length of each that went out is noted in `sent`."""
+
+    async def step(exchange: Exchange) -> bool:
+        transport = exchange.connection.transport
+        exchange.send(head)
+        for _ in range(pieces):
+            while transport.get_write_buffer_size() > MAX_UNSENT:
+                await asyncio.sleep(0)
+            if transport.is_closing():
+                return False
+            exchange.send(piece)
+            if sent is not None:
+                sent.append(len(piece))
+            await asyncio.sleep(0)
+        return True
+
+    return step
+
+
 def close() -> Step:
     """The end of the connection without a word."""
 
@@ -132,6 +155,7 @@ class ScriptedReceiver:
         greeting: Step | None = None,
         ssl_context: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.requests: list[Request] = []
         self.connections: list[Connection] = []
@@ -140,13 +164,14 @@ class ScriptedReceiver:
         self._greeting = greeting
         self._ssl_context = ssl_context
         self._host = host
+        self._wanted_port = port
         self._changed = asyncio.Condition()
         self._announcements: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), self._host, 0, ssl=self._ssl_context
+            lambda: Connection(self), self._host, self._wanted_port, ssl=self._ssl_context
         )
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
@@ -180,6 +205,11 @@ class ScriptedReceiver:
     async def has_closed(self, count: int) -> None:
         """Wait until this many connections are over, by whichever side."""
         await self._wait_for(lambda: sum(connection.closed.is_set() for connection in self.connections) >= count)
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections from now on; those that are there stay."""
+        self._server.close()
+        await asyncio.sleep(0)
 
     def hang_up(self) -> None:
         """Close every connection now."""

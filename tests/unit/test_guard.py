@@ -1,11 +1,9 @@
-"""Which spellings of which addresses may be reached, and that lookups do not hold each other up."""
+"""Which spellings of which addresses may be reached."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toque.callbacks.url import UrlError, parse_url
-from toque.sending.guard import MAX_LOOKUPS, Address, Guard, Resolver, literal_address
+from toque.sending.guard import Address, Guard, literal_address
 
 OPEN = None
 """The verdict on what may be reached."""
@@ -253,109 +251,3 @@ def test_a_host_that_was_parsed_is_a_literal_or_no_number(host: str) -> None:
         return
     is_number = ":" in url.host or url.host.rpartition(".")[2].isdigit()
     assert literal_address(url.host) == (ip_address(url.host) if is_number else None)
-
-
-# Lookups.
-
-
-class Names:
-    """Stands in for the system's resolver: names with answers, and names whose servers do not answer until released."""
-
-    def __init__(self) -> None:
-        self.asked: list[object] = []
-        self.answers: dict[bytes, list[str]] = {}
-        self.dead = threading.Event()
-        self.threads: set[threading.Thread] = set()
-
-    def getaddrinfo(self, host: bytes, port: int, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-        self.asked.append(host)
-        self.threads.add(threading.current_thread())
-        if host.startswith(b"dead"):
-            self.dead.wait(30)
-        if host not in self.answers:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(0, 0, 0, "", (address, port)) for address in self.answers[host]]
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    names = Names()
-    monkeypatch.setattr(socket, "getaddrinfo", names.getaddrinfo)
-    yield names
-    names.dead.set()
-    for thread in names.threads:
-        thread.join(10)
-
-
-async def test_addresses_come_in_order_and_once(names: Names) -> None:
-    names.answers[b"a.example"] = ["2606:4700::1", "8.8.8.8", "8.8.8.8", "fe80::1%lo"]
-    found = await Resolver()("a.example", 80)
-    assert [str(address) for address in found] == ["2606:4700::1", "8.8.8.8", "fe80::1%lo"]
-
-
-async def test_a_name_without_addresses(names: Names) -> None:
-    with pytest.raises(socket.gaierror):
-        await Resolver()("nothing.example", 80)
-
-
-async def test_one_lookup_serves_all_who_ask_meanwhile(names: Names) -> None:
-    names.answers[b"dead.example"] = ["8.8.8.8"]
-    resolver = Resolver()
-    asking = [asyncio.create_task(resolver("dead.example", 80)) for _ in range(10)]
-    await until(lambda: len(names.asked) == 1)
-    asking[0].cancel()
-    names.dead.set()
-    found = await asyncio.gather(*asking, return_exceptions=True)
-    assert isinstance(found[0], asyncio.CancelledError)
-    assert found[1:] == [[IPv4Address("8.8.8.8")]] * 9
-    assert await resolver("dead.example", 80) == [IPv4Address("8.8.8.8")]
-    assert len(names.asked) == 2, "an answer is not kept"
-
-
-async def test_dead_names_do_not_hold_up_others(names: Names) -> None:
-    names.answers[b"alive.example"] = ["8.8.8.8"]
-    resolver = Resolver()
-    asking = [asyncio.create_task(resolver(f"dead{number}.example", 80)) for number in range(MAX_LOOKUPS - 1)]
-    assert await resolver("alive.example", 80) == [IPv4Address("8.8.8.8")]
-    names.dead.set()
-    await asyncio.gather(*asking, return_exceptions=True)
-
-
-async def test_lookups_at_once_are_bounded(names: Names) -> None:
-    resolver = Resolver()
-    asking = [asyncio.create_task(resolver(f"dead{number}.example", 80)) for number in range(MAX_LOOKUPS + 10)]
-    await until(lambda: len(names.asked) == MAX_LOOKUPS)
-    assert len(names.asked) == MAX_LOOKUPS
-    names.dead.set()
-    await asyncio.gather(*asking, return_exceptions=True)
-    assert len(names.asked) == MAX_LOOKUPS + 10
-
-
-async def test_close_waits_for_no_lookup(names: Names) -> None:
-    resolver = Resolver()
-    asking = asyncio.create_task(resolver("dead.example", 80))
-    await until(lambda: len(names.asked) == 1)
-    await resolver.close()
-    await resolver.close()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    names.dead.set()
-    await asyncio.to_thread(names.threads.pop().join)  # the answer that comes after all disturbs nobody
-    await asyncio.sleep(0)
-
-
-def test_a_lookup_that_outlives_its_loop(names: Names) -> None:
-    async def ask() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await Resolver()("dead.example", 80)
-
-    asyncio.run(ask())
-    names.dead.set()  # the thread finds the loop closed and says nothing
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Let the loop run until something that another thread does has happened."""
-    async with asyncio.timeout(20):
-        while not is_so():
-            await asyncio.sleep(0.001)

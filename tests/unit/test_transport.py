@@ -7,23 +7,34 @@ left, and has nothing gone wrong behind the scenes?
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
+import errno
 import itertools
-import os
 import socket
 import ssl
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, ip_address, ip_network
-from types import TracebackType
-from typing import Any, Self
+from ipaddress import IPv4Address, ip_network
+from typing import Any
 
 import pytest
 import trustme
-import uvloop
+from tests.support.descriptors import no_descriptor_left
+from tests.support.posting import (
+    LOOPBACK,
+    NO_ANSWER,
+    SHORT_S,
+    Sender,
+    black_hole,
+    dialled,
+    intercept,
+    make_post,
+    names,
+    on_both_loops,
+    scene,
+    showing,
+    trusting,
+)
 from tests.support.scripted_receiver import (
     Exchange,
     ScriptedReceiver,
@@ -36,133 +47,20 @@ from tests.support.scripted_receiver import (
     silence,
 )
 
-from toque.callbacks.url import parse_url
+from toque.sending.answers import MAX_EXCERPT
+from toque.sending.connection import MAX_BODY_BYTES
+from toque.sending.dialler import MAX_ADDRESSES
 from toque.sending.guard import Address, Guard
 from toque.sending.transport import (
-    MAX_ADDRESSES,
-    MAX_BODY_BYTES,
-    MAX_EXCERPT,
+    SHED_AT_ONCE,
     Answered,
     Forbidden,
     Outcome,
     Post,
     Transport,
     Unreachable,
+    Unsent,
 )
-
-LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-LOOPBACK = Guard([ip_network("127.0.0.1/32"), ip_network("::1/128")])
-TIME_FOR_A_SCENARIO_S = 30
-SHORT_S = 0.25
-"""A time-out that a scenario waits for."""
-
-NO_ANSWER = Unreachable(f"no answer within {SHORT_S:g} s")
-
-
-def on_both_loops(scenario: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a test of a scenario, once for each kind of loop, which also fails on whatever the scenario leaves behind."""
-
-    @functools.wraps(scenario)
-    def test(new_loop: Callable[[], asyncio.AbstractEventLoop], **fixtures: Any) -> None:
-        _warm_up(new_loop)
-        descriptors, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_checked(scenario(**fixtures)))
-        assert set(os.listdir("/proc/self/fd")) == descriptors
-        for thread in set(threading.enumerate()) - threads:
-            thread.join(TIME_FOR_A_SCENARIO_S)
-            assert not thread.is_alive()
-
-    signature = inspect.signature(scenario)
-    new_loop = inspect.Parameter("new_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    test.__signature__ = signature.replace(parameters=[new_loop, *signature.parameters.values()])
-    return pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)(test)
-
-
-@functools.cache
-def _warm_up(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """What a process opens once for all its loops is no leak."""
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(asyncio.sleep(0))
-
-
-async def _checked(scenario: Awaitable[None]) -> None:
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    async with asyncio.timeout(TIME_FOR_A_SCENARIO_S):
-        await scenario
-        while asyncio.all_tasks() != {asyncio.current_task()}:  # asyncio's own may need a few turns more
-            await asyncio.sleep(0)
-    assert complaints == []
-
-
-class Sender:
-    """A transport that keeps count: leaving it closes the transport and fails unless each attempt had one outcome."""
-
-    def __init__(self, guard: Guard = LOOPBACK, **options: Any) -> None:
-        self.transport = Transport(guard, **options)
-        self.outcomes: dict[Post, list[Outcome]] = {}
-
-    async def __aenter__(self) -> Self:
-        await self.transport.__aenter__()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.transport.close()
-        await asyncio.sleep(0)
-        if error is None:
-            assert [len(outcomes) for outcomes in self.outcomes.values()] == [1] * len(self.outcomes)
-
-    def start(self, url: str, body: bytes = b"data=1") -> asyncio.Future[Outcome]:
-        """Start an attempt; the future waits for its outcome, which must not come from within."""
-        post = make_post(url, body)
-        outcomes = self.outcomes[post] = []
-        ended = asyncio.get_running_loop().create_future()
-
-        def on_outcome(told: Post, outcome: Outcome) -> None:
-            assert told is post
-            outcomes.append(outcome)
-            if not ended.done():
-                ended.set_result(outcome)
-
-        self.transport.start(post, on_outcome)
-        assert outcomes == [], "the outcome came from within start()"
-        return ended
-
-    async def post(self, url: str, body: bytes = b"data=1") -> Outcome:
-        return await self.start(url, body)
-
-    async def post_all(self, urls: Sequence[str]) -> list[Outcome]:
-        return await asyncio.gather(*[self.start(url) for url in urls])
-
-
-def make_post(url: str, body: bytes = b"data=1") -> Post:
-    target = parse_url(url)
-    head = f"POST {target.target} HTTP/1.1\r\nHost: {target.host_header}\r\nContent-Length: {len(body)}\r\n"
-    if target.authorization:
-        head += f"Authorization: {target.authorization}\r\n"
-    return Post(target, f"{head}\r\n".encode(), body)
-
-
-@asynccontextmanager
-async def scene(*script: Step, **options: Any) -> Any:
-    """A receiver that follows the script and a sender with these options."""
-    async with ScriptedReceiver(*script) as receiver, Sender(**options) as sender:
-        yield receiver, sender
-
-
-def names(*answers: Sequence[str] | OSError) -> Callable[[str, int], Awaitable[list[Address]]]:
-    """A resolver that gives these answers in turn, the last one for ever."""
-    waiting = list(answers)
-
-    async def resolve(_host: str, _port: int) -> list[Address]:
-        found = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-        if isinstance(found, OSError):
-            raise found
-        return [ip_address(text) for text in found]
-
-    return resolve
-
 
 # What is sent.
 
@@ -273,6 +171,50 @@ async def test_an_idle_connection_is_closed_in_time() -> None:
         await receiver.has_closed(1)
         assert await sender.post(receiver.url()) == Answered(204)
         assert len(receiver.connections) == 2
+
+
+@pytest.mark.parametrize("hint", ["timeout=1", "timeout=0, max=5"])
+@on_both_loops
+async def test_a_receiver_that_says_when_it_closes_is_not_waited_for(hint: str) -> None:
+    async with scene(answer(204, {"Keep-Alive": hint})) as (receiver, sender):
+        await sender.post(receiver.url())
+        await receiver.has_closed(1)
+        assert await sender.post(receiver.url()) == Answered(204)
+        assert len(receiver.connections) == 2
+
+
+@on_both_loops
+async def test_what_a_receiver_says_of_idle_connections_counts_each_time_it_is_said() -> None:
+    """Also when the answer is known already, and so is not read."""
+    async with scene(otherwise=answer(204, {"Keep-Alive": "timeout=9"})) as (receiver, sender):
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            await sender.post(receiver.url())
+            (connection,) = sender.transport._keeper._connections
+            assert loop.time() < connection.due <= loop.time() + 8
+        assert len(receiver.connections) == 1
+
+
+@on_both_loops
+async def test_a_connection_that_the_peer_half_closed_is_given_to_no_post() -> None:
+    async with scene() as (receiver, sender):
+        await sender.post(receiver.url())
+        (connection,) = sender.transport._keeper._connections
+        connection.eof_received()
+        assert sender.transport._keeper.idle_count == 0
+        assert await sender.post(receiver.url()) == Answered(204)
+        assert len(receiver.connections) == 2
+
+
+@on_both_loops
+async def test_kept_connections_beside_one_that_is_not_answered_are_not_trusted() -> None:
+    async with scene(attempt_timeout_s=SHORT_S) as (receiver, sender):
+        await sender.post_all([receiver.url()] * 3)
+        receiver.add(silence())
+        assert await sender.post(receiver.url()) == NO_ANSWER
+        await receiver.has_closed(3)
+        assert await sender.post(receiver.url()) == Answered(204)
+        assert len(receiver.connections) == 4
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"\r\n", b"x"])
@@ -575,7 +517,7 @@ async def test_a_body_that_is_cut_off(head: bytes, outcome: Outcome, end: Step) 
     step = raw(head + b"Content-Length: 9\r\n\r\npar", then=silence(until=may_end, then=end))
     async with scene(step) as (receiver, sender):
         ended = sender.start(receiver.url())
-        while not any(connection._body for connection in sender.transport._keeper._connections):
+        while not any(connection.body for connection in sender.transport._keeper._connections):
             await asyncio.sleep(0)
         may_end.set()
         assert await ended == outcome
@@ -676,22 +618,6 @@ async def test_one_late_receiver_does_not_end_others() -> None:
         await other.has_received(1)
         may_answer.set()
         assert await second == Answered(204)
-
-
-@contextmanager
-def black_hole() -> Iterator[int]:
-    """A port where connections are neither accepted nor refused: its queue is full."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        yield port
-        for filler in fillers:
-            filler.close()
 
 
 @on_both_loops
@@ -800,19 +726,6 @@ async def test_the_replacement_cannot_be_made() -> None:
 # Names and addresses.
 
 
-def dialled(loop: asyncio.AbstractEventLoop) -> list[str]:
-    """Note every address that is dialled on this loop from now on."""
-    addresses: list[str] = []
-    create_connection = loop.create_connection
-
-    async def noting(factory: Any, host: str, port: int, **options: Any) -> Any:
-        addresses.append(host)
-        return await create_connection(factory, host, port, **options)
-
-    loop.create_connection = noting  # type: ignore[method-assign]
-    return addresses
-
-
 @on_both_loops
 async def test_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -892,7 +805,7 @@ async def test_a_name_that_changes_between_check_and_dial() -> None:
     """The answer that was judged is the one that is dialled: a second answer is never asked for."""
     addresses = dialled(asyncio.get_running_loop())
     resolve = names(["127.0.0.1"], ["10.0.0.1"])
-    async with scene(answer(closes=True), resolve=resolve) as (receiver, sender):
+    async with scene(answer(closes=True), resolve=resolve, names_kept_s=0) as (receiver, sender):
         url = receiver.url(host="rebinding.example")
         assert await sender.post(url) == Answered(204)
         assert addresses == ["127.0.0.1"]
@@ -944,24 +857,89 @@ async def test_only_so_many_addresses_are_tried() -> None:
         assert addresses == answers[:MAX_ADDRESSES]
 
 
+@on_both_loops
+async def test_a_receiver_that_moved_is_found_at_the_next_attempt() -> None:
+    resolve = names(["127.0.0.2"], ["127.0.0.1"])
+    async with scene(guard=Guard([ip_network("127.0.0.0/8")]), resolve=resolve, names_kept_s=3600) as (receiver, sender):
+        assert await sender.post(receiver.url(host="moved.example")) == Unreachable("connection refused")
+        assert await sender.post(receiver.url(host="moved.example")) == Answered(204)
+
+
+@on_both_loops
+async def test_a_name_is_looked_up_once_in_a_while_and_its_addresses_are_judged_each_time() -> None:
+    guard = Guard([ip_network("127.0.0.0/8")])
+    async with scene(answer(closes=True), guard=guard, resolve=names(["127.0.0.1"], ["10.0.0.1"])) as (receiver, sender):
+        url = receiver.url(host="kept.example")
+        assert await sender.post(url) == Answered(204)
+        await receiver.has_closed(1)
+        assert await sender.post(url) == Answered(204), "from what was kept"
+        receiver.hang_up()
+        await receiver.has_closed(2)
+        guard._allowed = ()
+        assert await sender.post(url) == Forbidden("loopback address")
+
+
+# What is missing on our side.
+
+
+@on_both_loops
+async def test_no_descriptor_left_is_nobody_elses_fault_and_mends_itself() -> None:
+    async with scene() as (receiver, sender), ScriptedReceiver() as other:
+        await sender.post_all([receiver.url()] * (SHED_AT_ONCE + 8))
+        with no_descriptor_left():
+            assert await sender.post(other.url()) == Unsent("too many open files")
+            await receiver.has_closed(SHED_AT_ONCE)
+            assert sender.transport._keeper.idle_count == 8
+            assert await sender.post(other.url()) == Answered(204)
+            assert await sender.post(receiver.url()) == Answered(204)
+        assert len(receiver.connections) == SHED_AT_ONCE + 8, "the youngest are kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [
+        (errno.EADDRNOTAVAIL, Unsent("no local address or port free")),
+        (errno.ENOBUFS, Unsent("no memory for a connection")),
+        (errno.ENOMEM, Unsent("no memory for a connection")),
+        (errno.ENFILE, Unsent("too many open files")),
+        (errno.ENETUNREACH, Unreachable("network unreachable")),
+        (errno.EHOSTUNREACH, Unreachable("host unreachable")),
+        (errno.EPERM, Unreachable("connect failed")),
+    ],
+)
+@on_both_loops
+async def test_errors_of_the_system(number: int, outcome: Outcome) -> None:
+    def fail(_: str) -> None:
+        raise OSError(number, "injected")
+
+    intercept(asyncio.get_running_loop(), fail)
+    async with Sender(resolve=names(["127.0.0.1", "::1"])) as sender:
+        assert await sender.post("http://127.0.0.1:9/") == outcome
+        assert await sender.post("http://two.example:9/") == outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (OSError(errno.EMFILE, "secret"), Unsent("too many open files")),
+        (OSError(errno.ENOMEM, "no thread for a lookup"), Unsent("no memory for a connection")),
+        (socket.gaierror(socket.EAI_MEMORY, "secret"), Unsent("no memory for a connection")),
+        (socket.gaierror(socket.EAI_AGAIN, "secret"), Unreachable("name not found")),
+        (OSError(errno.EIO, "secret"), Unreachable("name not found")),
+    ],
+)
+@on_both_loops
+async def test_lookups_that_fail(error: OSError, outcome: Outcome) -> None:
+    async with Sender(resolve=names(error)) as sender:
+        assert await sender.post("http://a.example/") == outcome
+
+
 # TLS.
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
-def showing(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certificate.configure_cert(context)
-    return context
 
 
 @asynccontextmanager
@@ -1093,12 +1071,12 @@ async def test_close_ends_what_is_in_flight() -> None:
         await receiver.has_received(2)
         reading = sender.start(receiver.url())
         await receiver.has_received(3)
-        while not any(connection._body for connection in sender.transport._keeper._connections):
+        while not any(connection.body for connection in sender.transport._keeper._connections):
             await asyncio.sleep(0)
         with black_hole() as port:
             connecting = sender.start(f"http://127.0.0.1:{port}/")
             await sender.transport.close()
-        assert unanswered.result() == connecting.result() == Unreachable("closing")
+        assert unanswered.result() == connecting.result() == Unsent("closing")
         assert reading.result() == Answered(500, None, "part")
         await receiver.has_closed(2)
         await sender.transport.close()
@@ -1109,7 +1087,7 @@ async def test_close_before_a_dial_has_begun() -> None:
     async with Sender() as sender:
         ended = sender.start("http://127.0.0.1:9/")
         await sender.transport.close()
-        assert ended.result() == Unreachable("closing")
+        assert ended.result() == Unsent("closing")
 
 
 @on_both_loops
@@ -1128,7 +1106,7 @@ async def test_close_while_a_name_is_looked_up() -> None:
         ended = sender.start("http://slow.example/")
         await asked.wait()
         await sender.transport.close()
-        assert ended.result() == Unreachable("closing")
+        assert ended.result() == Unsent("closing")
 
 
 @on_both_loops
@@ -1136,7 +1114,7 @@ async def test_starting_after_the_end() -> None:
     async with scene() as (receiver, sender):
         await sender.post(receiver.url())
         await sender.transport.close()
-        assert await sender.post(receiver.url()) == Unreachable("closing")
+        assert await sender.post(receiver.url()) == Unsent("closing")
         assert len(receiver.requests) == 1
 
 
@@ -1155,7 +1133,7 @@ async def test_starting_from_within_the_end() -> None:
         await sender.transport.close()
         while len(outcomes) < 3:
             await asyncio.sleep(0)
-        assert outcomes == [Unreachable("closing")] * 3
+        assert outcomes == [Unsent("closing")] * 3
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -1166,7 +1144,7 @@ async def test_close_at_any_moment_of_an_attempt(turns: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         await sender.transport.close()
-        assert {attempt.result() for attempt in attempts} <= {Answered(204), Unreachable("closing")}
+        assert {attempt.result() for attempt in attempts} <= {Answered(204), Unsent("closing")}
         assert sender.transport._keeper.pools == {}
 
 

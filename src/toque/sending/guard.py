@@ -1,4 +1,4 @@
-"""Which addresses posts may reach, and what a name stands for.
+"""Which addresses posts may reach.
 
 Whoever registers a URL chooses where this machine connects to, so nothing may be dialled that is not an ordinary address
 of the public internet, unless the operator allowed its network. The verdict is passed on the address that is about to be
@@ -7,18 +7,13 @@ dialled, never on the name alone: names can mean something else a moment later.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-
-MAX_LOOKUPS = 64
-"""Names looked up at once. A resolver's time-out can be half a minute, so a few dead names must not hold up the rest."""
 
 # IANA IPv4 Special-Purpose Address Registry (RFC 6890), and what clouds put at addresses that look public.
 _IPV4_FORBIDDEN: tuple[tuple[IPv4Network, str], ...] = tuple(
@@ -140,64 +135,3 @@ def literal_address(host: str) -> Address | None:
     with contextlib.suppress(OSError, UnicodeEncodeError, ValueError):
         return IPv4Address(socket.inet_aton(text))
     return None
-
-
-class Resolver:
-    """Asks the system's resolver for the addresses of names, off the loop.
-
-    The loop's own `getaddrinfo` will not do: libuv runs two lookups at a time, so two names whose servers are dead would
-    hold up everybody else's. Here each lookup has its own thread, and who asks for a name that is being looked up shares
-    the answer. The threads are daemons, as nothing can break off a lookup and an orderly stop must not wait for one.
-    """
-
-    def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(MAX_LOOKUPS)
-        self._under_way: dict[str, asyncio.Task[Sequence[Address]]] = {}
-
-    async def __call__(self, host: str, port: int) -> Sequence[Address]:
-        """Return the addresses of an ASCII host name, the system's preferred ones first; OSError when it has none."""
-        lookup = self._under_way.get(host)
-        if lookup is None:
-            lookup = self._under_way[host] = asyncio.create_task(self._look_up(host, port))
-            lookup.add_done_callback(lambda task: self._ended(host, task))
-        return await asyncio.shield(lookup)
-
-    async def close(self) -> None:
-        """Wait for no lookup any longer; safe to repeat."""
-        lookups = list(self._under_way.values())
-        for lookup in lookups:
-            lookup.cancel()
-        await asyncio.gather(*lookups, return_exceptions=True)
-
-    async def _look_up(self, host: str, port: int) -> Sequence[Address]:
-        async with self._turns:
-            answer: asyncio.Future[Sequence[Address]] = asyncio.get_running_loop().create_future()
-            threading.Thread(target=_ask, args=(host, port, answer), name="lookup", daemon=True).start()
-            return await answer
-
-    def _ended(self, host: str, lookup: asyncio.Task[Sequence[Address]]) -> None:
-        del self._under_way[host]
-        if not lookup.cancelled():
-            lookup.exception()  # seen, even when everybody who asked has stopped waiting
-
-
-def _ask(host: str, port: int, answer: asyncio.Future[Sequence[Address]]) -> None:
-    """Run in a thread of its own: the lookup, and handing what came of it to the loop."""
-    result: Sequence[Address] | OSError
-    try:
-        # Bytes: a str would go through Python's own, older IDNA codec.
-        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
-        result = list(dict.fromkeys(ip_address(sockaddr[0]) for *_, sockaddr in found))
-    except OSError as error:
-        result = error
-    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-        answer.get_loop().call_soon_threadsafe(_hand_over, answer, result)
-
-
-def _hand_over(answer: asyncio.Future[Sequence[Address]], result: Sequence[Address] | OSError) -> None:
-    if answer.done():
-        return
-    if isinstance(result, OSError):
-        answer.set_exception(result)
-    else:
-        answer.set_result(result)

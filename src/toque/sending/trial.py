@@ -11,7 +11,7 @@ from toque.callbacks.callback import Callback
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.model import CallFacts, CallIdentity, Direction, Owner, Party, Side, Status, StatusChange
 from toque.sending.requests import RequestWriter
-from toque.sending.transport import Answered, Forbidden, Transport, Unreachable
+from toque.sending.transport import Answered, Forbidden, Transport, Unreachable, Unsent
 
 _ORIGIN, _DESTINATION = "551155550000", "551155550001"  # numbers that nobody has
 
@@ -38,5 +38,5 @@ async def try_callback(transport: Transport, callback: Callback, zone: ZoneInfo,
     match outcome:
         case Answered(status, _, excerpt):
             return 200 <= status < 300, f"{status} {excerpt}".strip(), took_ms
-        case Unreachable(reason) | Forbidden(reason):
+        case Unreachable(reason) | Forbidden(reason) | Unsent(reason):
             return False, reason, took_ms
