@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from toque.callbacks import health
 from toque.calls.phases import STEPS, Phase
 
 DIAGRAMS = Path(__file__).parent.parent / "docs" / "diagrams"
@@ -22,7 +23,18 @@ def call_diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
-DRAWN = {"call.mmd": call_diagram}
+def health_diagram() -> str:
+    """A callback's health. Signs that leave a state as it is are listed in it."""
+    arrows: dict[tuple[health.State, health.State], list[str]] = {}
+    for (state, sign), following in health.STEPS.items():
+        arrows.setdefault((state, following), []).append(str(sign))
+    lines = ["stateDiagram-v2", f"    [*] --> {health.State.HEALTHY}"]
+    lines += [f"    {state}: {state}<br>({', '.join(signs)})" for (state, to), signs in arrows.items() if state is to]
+    lines += [f"    {state} --> {to}: {', '.join(signs)}" for (state, to), signs in arrows.items() if state is not to]
+    return "\n".join(lines) + "\n"
+
+
+DRAWN = {"call.mmd": call_diagram, "health.mmd": health_diagram}
 
 
 def main() -> None:

@@ -1,165 +1,152 @@
 """The dispatcher: which delivery goes next.
 
-A lane holds the deliveries of one side of one call to one callback, strictly one after the other: its next one starts when the
-store has the outcome of the one before. Callbacks with something to send take turns, each within its cap of concurrent posts.
-
-This room decides and remembers; the transport does the posting, the store the writing. All methods belong to the loop's thread.
+A lane's next delivery starts when the store has the outcome of the one before. Callbacks with something to send take turns. This
+room decides and remembers; the transport does the posting, the store the writing. All methods belong to the loop's thread.
 Deadlines and signatures go by the wall clock; waits go by the loop's, which nobody sets.
+
+    lanes       what is held in memory           settling   outcomes on their way into the store
+    turns       whose post starts next           backlogs   what waits in the store, there and back
+    retries     when a head is tried again       outages    callbacks that fail, and their probes
+
+A delivery that arrives at the first attempt passes `offer`, `Turns.go`, `ended` and `_after`, and nothing else: these four are
+written for speed, everything beside them for being read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from functools import partial
-from heapq import heappop, heappush
-from itertools import count
 from typing import Protocol
 
 import structlog
 
 from toque.callbacks.callback import Callback, Registry
 from toque.callbacks.delivery import (
-    JITTER,
-    RETRIES,
-    Delivered,
+    UNWELCOME,
     Delivery,
     DeliveryState,
     GiveUp,
-    Settlement,
     TryAgain,
-    Verdict,
     judge,
 )
-from toque.errors import InputError, StoreError
+from toque.callbacks.health import Allowance, Health, Sign, State
+from toque.calls.model import Status
+from toque.errors import InputError
+from toque.sending.agenda import Agenda, Timers
+from toque.sending.backlogs import Backlogs, Room, Shelf
+from toque.sending.lanes import ENDED, LEFT, READY, WAITING, CallbackQueue, Lane
+from toque.sending.outages import Outages
+from toque.sending.outcomes import Answered, Forbidden, Outcome, Unreachable, Unsent
 from toque.sending.requests import RequestWriter
-from toque.sending.transport import Answered, Forbidden, Outcome, Post, Unreachable
+from toque.sending.retries import Retries
+from toque.sending.settling import Batch, HealthKeeping, Ledger, Settling
+from toque.sending.turns import DispatchCounters, Posting, Turns
+from toque.telemetry import Sparingly
 
-_STORE_RETRY_S = 0.5  # between tries to write outcomes down while the store fails
-_LONGEST_WAIT_S = RETRIES[-1].total_seconds() * (1 + JITTER)  # a stored due time further away comes from a clock that was wrong
-_TIMER_STEP_S = 0.001  # loops may be early by this much
-_FOR_GOOD = math.inf
+__all__ = ["DispatchCounters", "DispatchStore", "Dispatcher"]
+
+_UNSENT_RETRY_S = 1.0  # after an attempt that failed for a reason of ours
 _EXCERPT_SHOWN = 120  # characters of a refusal's body that are kept with the delivery
+_QUEUES_KEPT = 4096  # idle ones are forgotten beyond that: they cost a few KiB each, and little time to make again
+_REMOVED = "the callback was removed or disabled"
+_EXPIRED = "expired: a later status was delivered"
 _LOGGER = "toque.sending"
 
-LaneKey = tuple[int, str, str, str]
 
-
-class Posting(Protocol):
-    """What the dispatcher needs of a transport."""
-
-    def start(self, post: Post, on_outcome: Callable[[Post, Outcome], None]) -> None:
-        """Begin an attempt whose outcome is told once, later."""
-
-
-class Timer(Protocol):
-    """Something that will happen."""
-
-    def cancel(self) -> None:
-        """Let it not happen."""
-
-
-class Timers(Protocol):
-    """What the dispatcher needs of a clock that never jumps; an event loop is one."""
-
-    def time(self) -> float:
-        """Seconds since whenever."""
-
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
-        """Call this once that time has come."""
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """Deliveries that must keep their order. `is_busy` from the start of an attempt until its outcome is durable."""
-
-    key: LaneKey
-    waiting: deque[Delivery] = field(default_factory=deque)
-    is_busy: bool = False
-    is_ready: bool = False  # it stands in its queue's line
-
-
-@dataclass(slots=True, eq=False)
-class CallbackQueue:
-    """One callback's lanes and how many of them may post at once."""
-
-    callback_id: int
-    lanes: dict[LaneKey, Lane] = field(default_factory=dict)
-    ready: deque[Lane] = field(default_factory=deque)
-    in_flight: int = 0
-    has_turn: bool = False
-    paused_until: float = 0.0  # in the past: not paused; a timer ends it
-    writer: RequestWriter | None = None  # None: not known yet, disabled or unusable, so nothing starts
-    has_news: bool = False  # deliveries have come that may be younger than the registry
-
-
-@dataclass(slots=True, eq=False)
-class _Outcome:
-    """An attempt that ended, on its way into the store."""
-
-    queue: CallbackQueue
-    lane: Lane
-    delivery: Delivery
-    verdict: Verdict
-    settlement: Settlement
-    answer: str  # the status or what was in the way
-    ended_s: float  # on the loop's clock
-
-
-@dataclass(slots=True)
-class DispatchCounters:
-    """What was done since the start."""
-
-    attempts: int = 0
-    delivered: int = 0
-    dead: int = 0
+class DispatchStore(Ledger, Shelf, Protocol):
+    """What the dispatcher needs of a store."""
 
 
 class Dispatcher:
-    """Sends what it is offered until the store knows how each delivery ended."""
+    """Sends what it is offered, and what waits in the store, until the store knows how each delivery ended."""
 
     def __init__(
         self,
         posting: Posting,
-        settle: Callable[[Sequence[Settlement]], Awaitable[None]],
-        disable: Callable[[int, str], Awaitable[None]],
+        store: DispatchStore,
         *,
         clock: Callable[[], datetime],
         chance: Callable[[], float],
         timers: Timers | None = None,
         concurrency: int = 256,
         callback_concurrency: int = 10,
+        ordering_window: timedelta = timedelta(seconds=30),
+        expire_stale_ringing: bool = False,
+        max_held: int = 20_000,
     ) -> None:
-        """`timers` are the running loop's unless others are given."""
-        self._posting = posting
-        self._settle = settle
-        self._disable = disable
+        """`timers` are the running loop's unless others are given; `max_held` bounds the deliveries in memory.
+
+        `concurrency` bounds the posts on the wire, `callback_concurrency` each callback's posts without a durable outcome.
+        """
         self._clock = clock
         self._chance = chance
-        self._timers: Timers = timers or asyncio.get_running_loop()
-        self._concurrency = concurrency
         self._callback_concurrency = callback_concurrency
+        self._expires = expire_stale_ringing
         self._log = structlog.get_logger(_LOGGER)
-        self.counters = DispatchCounters()
-        self._queues: dict[int, CallbackQueue] = {}
-        self._turns: deque[CallbackQueue] = deque()
-        self._held = 0
-        self._in_flight = 0
         self._registry: Registry | None = None
-        self._outbox: list[_Outcome] = []
-        self._wake = asyncio.Event()
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._ticket = count()
-        self._alarm: Timer | None = None
-        self._alarm_at = math.inf
+        self._queues: dict[int, CallbackQueue] = {}
+        self._most_queues = _QUEUES_KEPT
         self._is_stopping = False
-        self._is_settling = False
         self._quiet = asyncio.Event()
+        self._room = Room(max_held)
+        timers = timers or asyncio.get_running_loop()
+        self._time = timers.time
+        self._agenda = Agenda(timers, self._proceed)
+        self._turns = Turns(posting, clock, self._time, concurrency)
+        self._settling = Settling(store, self._agenda, self._after, self._disabled)
+        self._keeping = HealthKeeping(store, self._agenda)
+        self._retries = Retries(
+            clock=clock,
+            agenda=self._agenda,
+            turns=self._turns,
+            window_s=ordering_window.total_seconds(),
+            became_late=self._became_late,
+        )
+        self._outages = Outages(
+            clock=clock,
+            chance=chance,
+            agenda=self._agenda,
+            turns=self._turns,
+            settling=self._settling,
+            keeping=self._keeping,
+            room=self._room,
+        )
+        self._backlogs = Backlogs(
+            store,
+            clock=clock,
+            agenda=self._agenda,
+            settling=self._settling,
+            retries=self._retries,
+            room=self._room,
+            caught_up=self._outages.caught_up,
+            probe=self._outages.probe,
+        )
+        self._outages.backlogs, self._outages.retries = self._backlogs, self._retries
+        self._done = self._settling.done
+        self._failures, self._deaths, self._unsent = (Sparingly(self._time) for _ in range(3))
+        self.counters = self._turns.counters
+
+    # What is known
+
+    def held(self) -> int:
+        """Deliveries in memory."""
+        return self._room.held
+
+    def health_of(self, callback_id: int) -> State:
+        """How a callback stands."""
+        queue = self._queues.get(callback_id)
+        if queue is not None and not queue.is_dropped:
+            return queue.health.state
+        callback = self._registry.callbacks.get(callback_id) if self._registry is not None else None
+        if callback is None or callback.disabled_at is not None:
+            return State.DISABLED
+        return Health.restored(callback.health).state
+
+    def parked(self) -> int:
+        """How many callbacks fail, so that their deliveries wait in the store."""
+        return sum(queue.health.state in (State.FAILING, State.PROBING) for queue in self._queues.values())
 
     # What goes in
 
@@ -167,8 +154,8 @@ class Dispatcher:
         """Go by this registry from now on: no attempt starts to a callback that is not in it, or that is disabled.
 
         Registries come one after the other, each read after the one before was applied. So deliveries that came before the
-        previous one are older than this one, and what waits for a callback that is gone from it has ended in the store too.
-        Later ones may be younger than this registry, and wait for the next.
+        previous one are older than this one, and what waits for a callback that is gone from it is dead. Later ones may be
+        younger than this registry, and wait for the next.
         """
         self._registry = registry
         for queue in list(self._queues.values()):
@@ -180,264 +167,418 @@ class Dispatcher:
             else:
                 queue.has_news = False
                 self._equip(queue, callback)
-                self._give_turn(queue)
-        self._pump()
+        self._turns.go()
 
     def offer(self, deliveries: Iterable[Delivery]) -> None:
-        """Take deliveries that the store holds, in the order of acceptance; each is offered once."""
+        """Take deliveries that were accepted just now, in the order of acceptance; each is offered once."""
+        queues, turns, room = self._queues, self._turns, self._room
+        window, free, taken = room.window, room.free, 0
         for delivery in deliveries:
-            queue = self._queues.get(delivery.callback_id) or self._open_queue(delivery.callback_id)
+            queue = queues.get(delivery.callback_id) or self._open(delivery.callback_id)
             queue.has_news = True
-            self._held += 1
-            key = delivery.lane
+            if queue.parked_s:
+                delivery.parked_s = queue.parked_s
+            if queue.is_behind or queue.held >= window or taken >= free:
+                room.held += taken
+                self._backlogs.take(queue, delivery)
+                taken, free = 0, room.free
+                continue
+            taken += 1
+            queue.held += 1
+            event = delivery.event
+            key = (event.callerid, event.direction, event.pin)
             lane = queue.lanes.get(key)
             if lane is not None:
-                lane.waiting.append(delivery)
+                lane.add(delivery)
                 continue
-            lane = queue.lanes[key] = Lane(key)
-            lane.waiting.append(delivery)
-            self._ready_when_due(queue, lane)
-        self._pump()
+            queue.lanes[key] = lane = Lane(queue, key, delivery, READY)
+            queue.ready.append(lane)
+            if not queue.has_turn:
+                turns.give(queue)
+        room.held += taken
+        turns.go()
 
-    def backlog(self) -> int:
-        """Deliveries held in memory."""
-        return self._held
+    def resume(self, callback_ids: Iterable[int]) -> None:
+        """These callbacks have something in their backlogs that was put there by others: an earlier process, or a replay."""
+        for callback_id in callback_ids:
+            is_new = callback_id not in self._queues
+            queue = self._queues.get(callback_id) or self._open(callback_id)
+            queue.has_news = True
+            if queue.is_over:
+                continue
+            if is_new:
+                queue.is_old = not queue.health.is_parked
+            self._backlogs.fall_behind(queue)
+            self._backlogs.want(queue)
 
     # Callbacks
 
-    def _open_queue(self, callback_id: int) -> CallbackQueue:
-        queue = self._queues[callback_id] = CallbackQueue(callback_id)
-        if self._registry is not None:
-            self._equip(queue, self._registry.callbacks.get(callback_id))
+    def _open(self, callback_id: int) -> CallbackQueue:
+        if len(self._queues) >= self._most_queues:
+            self._sweep()
+        callback = self._registry.callbacks.get(callback_id) if self._registry is not None else None
+        queue = CallbackQueue(callback_id, self, Allowance(self._callback_concurrency))
+        self._queues[callback_id] = queue
+        self._equip(queue, callback)
         return queue
+
+    def _sweep(self) -> None:
+        """Forget the callbacks that nothing waits for. Their number sets when to look next, so that looking costs little."""
+        for queue in [queue for queue in self._queues.values() if queue.is_idle]:
+            del self._queues[queue.callback_id]
+        self._most_queues = max(_QUEUES_KEPT, 2 * len(self._queues))
 
     def _equip(self, queue: CallbackQueue, callback: Callback | None) -> None:
         """Post as the callback is registered now."""
         if callback is None or callback.disabled_at is not None:
             queue.writer = None
-        elif queue.writer is None or queue.writer.callback != callback:
-            try:
-                queue.writer = RequestWriter(callback)
-            except (InputError, ValueError) as error:  # of use to nobody, and no reason to keep the others waiting
-                queue.writer = None
-                self._log.error("callback.unusable", callback=callback.id, code=callback.code, problem=str(error))
+        elif queue.is_disabling:  # this registry cannot know yet
+            return
+        else:
+            is_first = queue.writer is None
+            queue.writer = self._writer(queue, callback)
+            if is_first and queue.writer is not None:
+                self._begin(queue, callback)
+        queue.allow()
+        self._turns.give(queue)
+        self._backlogs.want(queue)
+
+    def _writer(self, queue: CallbackQueue, callback: Callback) -> RequestWriter | None:
+        if queue.writer is not None and queue.writer.callback == callback:
+            return queue.writer
+        try:
+            return RequestWriter(callback)
+        except (InputError, ValueError) as error:  # of use to nobody, and no reason to keep the others waiting
+            self._log.error("callback.unusable", callback=callback.id, code=callback.code, problem=str(error))
+            return None
+
+    def _begin(self, queue: CallbackQueue, callback: Callback) -> None:
+        """The callback became known, or is back."""
+        if queue.is_new:
+            queue.is_new = queue.is_dropped = False
+            queue.health = Health.restored(callback.health)
+            queue.parked_s = queue.health.parked_s
+            queue.is_well = queue.health.state is State.HEALTHY
+            if queue.health.is_parked:
+                self._backlogs.release(queue)
+                self._outages.probe_soon(queue)
+        elif queue.health.state is State.DISABLED:
+            self._outages.note(queue, Sign.ENABLED)
 
     def _drop(self, queue: CallbackQueue) -> None:
-        """Forget what waits for a callback that is gone; the store has done the same. Attempts in flight still end."""
-        for lane in queue.lanes.values():
-            self._held -= len(lane.waiting)
-            lane.waiting.clear()
-            lane.is_ready = False
-        queue.lanes = {key: lane for key, lane in queue.lanes.items() if lane.is_busy}
-        queue.ready.clear()
+        """Forget a callback that is gone. Attempts in flight still end."""
         queue.writer = None
         queue.paused_until = 0.0
-        self._forget_if_gone(queue)
+        queue.is_dropped = queue.is_new = True
+        queue.allow()
+        self._outages.kill(queue, _REMOVED)
+        self._forget_if_over(queue)
 
-    def _forget_if_gone(self, queue: CallbackQueue) -> None:
-        if queue.writer is None and not queue.lanes:
+    def _forget_if_over(self, queue: CallbackQueue) -> None:
+        if queue.is_dropped and not queue.in_use and not queue.held:
             self._queues.pop(queue.callback_id, None)
 
-    # Turns
+    def _disabled(self, callback_id: int) -> None:
+        """The store knows it: the next registry will show it disabled, or enabled again by people."""
+        queue = self._queues.get(callback_id)
+        if queue is not None:
+            queue.is_disabling = False
+            queue.has_news = bool(queue.held)
+            queue.writer = None
+            queue.allow()
 
-    def _ready_when_due(self, queue: CallbackQueue, lane: Lane) -> None:
-        due_at = lane.waiting[0].due_at
-        wait_s = 0.0 if due_at is None else min((due_at - self._clock()).total_seconds(), _LONGEST_WAIT_S)
-        if wait_s > 0:
-            self._at(self._timers.time() + wait_s, partial(self._make_ready, queue, lane))
-        else:
-            self._make_ready(queue, lane)
+    # Outcomes
 
-    def _make_ready(self, queue: CallbackQueue, lane: Lane) -> None:
-        if lane.is_busy or lane.is_ready or not lane.waiting:
-            return
-        lane.is_ready = True
-        queue.ready.append(lane)
-        self._give_turn(queue)
-
-    def _give_turn(self, queue: CallbackQueue) -> None:
-        if not queue.has_turn and queue.ready and queue.in_flight < self._callback_concurrency and _may_post(queue):
-            queue.has_turn = True
-            self._turns.append(queue)
-
-    def _pump(self) -> None:
-        """Start attempts while there is room, one callback after the other."""
-        while self._turns and self._in_flight < self._concurrency and not self._is_stopping:
-            queue = self._turns.popleft()
-            queue.has_turn = False
-            if queue.ready and queue.writer is not None and _may_post(queue):
-                lane = queue.ready.popleft()
-                lane.is_ready = False
-                self._start(queue, lane, queue.writer)
-                self._give_turn(queue)
-
-    def _start(self, queue: CallbackQueue, lane: Lane, writer: RequestWriter) -> None:
-        lane.is_busy = True
-        queue.in_flight += 1
-        self._in_flight += 1
-        delivery = lane.waiting[0]
-        delivery.attempts += 1
-        self.counters.attempts += 1
-        post = writer.write(delivery.event, self._clock())
-        self._posting.start(post, partial(self._ended, queue, lane, delivery))
-
-    def _ended(self, queue: CallbackQueue, lane: Lane, delivery: Delivery, _: Post, outcome: Outcome) -> None:
+    def ended(self, lane: Lane, outcome: Outcome) -> None:
+        """The attempt at a lane's head ended."""
+        queue, turns = lane.queue, self._turns
         queue.in_flight -= 1
-        self._in_flight -= 1
-        if self._is_stopping and isinstance(outcome, Unreachable) and outcome.reason == "closing":
-            self._note_quiet()
-            return  # cut off by our own stop: no attempt in the store's eyes, the next start makes it
-        now, now_s = self._clock(), self._timers.time()
+        turns.in_flight -= 1
+        if queue.is_slow:
+            turns.slow -= 1
+        if outcome.__class__ is Answered and 200 <= outcome.status < 300:
+            queue.heard_s = now_s = self._time()
+            if now_s - lane.started_s > queue.expected_s:
+                turns.learn(queue, now_s - lane.started_s)
+            lane.state = ENDED
+            lane.head.attempts += 1
+            settling = self._settling
+            self._done.append(lane)
+            if settling.others:
+                settling.others.pop(lane.head, None)
+            if not settling.is_awake:
+                settling.wake()
+            if not queue.is_well:
+                self._outages.note(queue, Sign.SUCCESS)
+        else:
+            self._end_otherwise(lane, outcome)
+            turns.go()
+            return
+        if turns.in_flight <= turns.refill_at and (turns.quick_line or turns.slow_line):
+            turns.go()
+
+    def _end_otherwise(self, lane: Lane, outcome: Outcome) -> None:
+        if isinstance(outcome, Unsent):
+            self._end_unsent(lane, outcome.reason)
+        else:
+            self._end_failed(lane, outcome)
+
+    def _end_failed(self, lane: Lane, outcome: Answered | Unreachable | Forbidden) -> None:
+        queue, delivery = lane.queue, lane.head
         status, retry_after, answer, excerpt = _read(outcome)
+        now, now_s = self._clock(), self._time()
+        verdict = self._judged(lane, status, retry_after, now)
+        if queue.health.state is State.PROBING and isinstance(verdict, TryAgain) and status not in UNWELCOME:
+            self._log.debug("callback.probe_failed", callback=queue.callback_id, answer=answer)
+            self._leave_again(lane)
+        else:
+            delivery.attempts += 1
+            self._write_down(lane, verdict, f"{answer} {excerpt}" if excerpt else answer, now, now_s)
+            self._report(delivery, verdict, answer)
+        if not queue.is_over:
+            self._conclude(queue, status, verdict, now_s)
+
+    def _judged(self, lane: Lane, status: int | None, retry_after: str | None, now: datetime) -> TryAgain | GiveUp:
+        queue, delivery = lane.queue, lane.head
+        parked = timedelta(seconds=max(0.0, queue.health.parked_by(now) - delivery.parked_s))
         verdict = judge(
             status,
             retry_after,
-            attempts=delivery.attempts,
-            accepted_at=delivery.event.accepted_at,
+            attempts=delivery.attempts + 1,
+            age=now - delivery.event.accepted_at - parked,
             now=now,
             chance=self._chance(),
         )
-        settlement = _settlement(delivery, verdict, now, f"{answer} {excerpt[:_EXCERPT_SHOWN]}" if excerpt else answer)
-        self._outbox.append(_Outcome(queue, lane, delivery, verdict, settlement, answer, now_s))
-        self._wake.set()
-        if isinstance(verdict, TryAgain) and verdict.pauses_callback:
+        if isinstance(verdict, GiveUp):
+            return verdict
+        if queue.is_over:
+            return GiveUp(_REMOVED)
+        if lane.is_stale:
+            return GiveUp(_EXPIRED)
+        assert isinstance(verdict, TryAgain)  # noqa: S101 - for the type checker: a 2xx does not come here
+        return verdict
+
+    def _write_down(self, lane: Lane, verdict: TryAgain | GiveUp, answer: str, now: datetime, now_s: float) -> None:
+        delivery = lane.head
+        lane.state = ENDED
+        if isinstance(verdict, TryAgain):
+            delivery.due_at = now + verdict.wait
+            lane.retry_s = now_s + verdict.wait.total_seconds()
+            if not lane.failed_s and not verdict.pauses_callback:
+                lane.failed_s = now_s
+            self._settling.write(delivery, DeliveryState.WAITING, answer)
+        else:
+            delivery.due_at, lane.retry_s = None, 0.0
+            is_ours = verdict.reason in (_REMOVED, _EXPIRED)
+            self._settling.write(delivery, DeliveryState.DEAD, verdict.reason if is_ours else answer)
+        self._settling.failed.append(lane)
+
+    def _conclude(self, queue: CallbackQueue, status: int | None, verdict: TryAgain | GiveUp, now_s: float) -> None:
+        """What the outcome says about the callback."""
+        if isinstance(verdict, GiveUp) and verdict.disables_callback:
+            self._outages.note(queue, Sign.GONE)
+        elif isinstance(verdict, TryAgain) and verdict.pauses_callback:
+            queue.allowance.failed()
             self._pause(queue, now_s + verdict.wait.total_seconds())
-        elif isinstance(verdict, GiveUp) and verdict.disables_callback:
-            queue.paused_until = _FOR_GOOD
-        self._give_turn(queue)
-        self._pump()
+            self._outages.note(queue, Sign.UNDECIDED)
+        elif status in UNWELCOME:
+            self._outages.note(queue, Sign.UNDECIDED)
+        else:
+            queue.allowance.failed()
+            self._turns.mark_slow(queue)
+            queue.allow()
+            self._outages.note(queue, Sign.FAILURE)
 
     def _pause(self, queue: CallbackQueue, until_s: float) -> None:
-        if until_s > queue.paused_until:
+        if until_s > queue.paused_until and not queue.is_over:
             queue.paused_until = until_s
-            self._at(until_s, partial(self._end_pause, queue, until_s))
+            queue.allow()
+            self._agenda.at(until_s, self._end_pause, queue)
 
-    def _end_pause(self, queue: CallbackQueue, until_s: float) -> None:
-        if queue.paused_until == until_s:  # or else it was asked to wait longer since
+    def _end_pause(self, queue: CallbackQueue) -> None:
+        if queue.paused_until and queue.paused_until <= self._time() + 0.001:  # or else it was asked to wait longer since
             queue.paused_until = 0.0
-            self._give_turn(queue)
+            queue.allow()
+            self._turns.give(queue)
+            self._backlogs.want(queue)
 
-    # Settling
+    def _end_unsent(self, lane: Lane, reason: str) -> None:
+        """Nothing was sent, for a reason of ours: no attempt, and nothing is known of the receiver."""
+        queue = lane.queue
+        if self._is_stopping:  # the next start makes it
+            self._note_quiet()
+            return
+        if self._unsent.admits():
+            self._log.warning(
+                "delivery.unsent", reason=reason, callback=queue.callback_id, held_back=self._unsent.take_held_back()
+            )
+        if queue.is_over:
+            self._write_down(lane, GiveUp(_REMOVED), reason, self._clock(), self._time())
+        elif queue.health.is_parked:  # what was under way when it was parked has its row by now, or will have
+            self._leave_again(lane)
+            self._outages.note(queue, Sign.UNDECIDED)
+        else:
+            queue.in_use -= 1
+            lane.state = WAITING
+            self._retries.after(lane, _UNSENT_RETRY_S)
+            self._turns.give(queue)
+
+    def _leave_again(self, lane: Lane) -> None:
+        """Leave a delivery to the store again as it is there."""
+        queue = lane.queue
+        queue.in_use -= 1
+        self._room.held -= 1
+        if not lane.head.row:
+            self._settling.leave(queue, lane.head)
+        queue.let_go(lane)
+        self._backlogs.want(queue)
+
+    def _became_late(self, queue: CallbackQueue) -> None:
+        if len(queue.late) > self._room.window // 2:
+            self._outages.note(queue, Sign.TOO_MANY_FAILURES)
+
+    # What is durable
+
+    def _after(self, batch: Batch) -> None:
+        """The store has these outcomes: their lanes go on."""
+        if logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG):
+            self._report_delivered(batch.done)
+        turns = self._turns
+        self.counters.delivered += len(batch.done)
+        self._room.held -= len(batch.done)
+        for lane in batch.done:
+            queue = lane.queue
+            queue.in_use -= 1
+            queue.held -= 1
+            if queue.is_reading:
+                queue.gone.add(lane.head.row)
+            if queue.late and self._expires:
+                self._expire(lane)
+            self._go_on(queue, lane)
+            if queue.in_use < queue.slots:
+                if queue.ready and not queue.has_turn:
+                    turns.give(queue)
+            elif queue.is_dropped:
+                self._forget_if_over(queue)
+            if queue.is_behind:
+                self._backlogs.want(queue)
+        if batch.others:
+            self._after_others(batch)
+        self._backlogs.look_again()
+        turns.go()
+        self._note_quiet()
+
+    def _go_on(self, queue: CallbackQueue, lane: Lane) -> None:
+        """The head is done with."""
+        rest = lane.rest
+        if not rest:
+            lane.state = LEFT
+            if lane.is_late:
+                del queue.late[lane]
+            else:
+                del queue.lanes[lane.key]
+            return
+        lane.head = head = rest.pop(0)
+        lane.failed_s = 0.0
+        if head.due_at is None:
+            lane.state = READY
+            queue.ready.append(lane)
+        else:
+            lane.state = WAITING
+            self._retries.begin(lane)
+
+    def _proceed(self) -> None:
+        self._turns.go()
+        self._note_quiet()
+
+    def _after_others(self, batch: Batch) -> None:
+        self.counters.dead += sum(settlement.state is DeliveryState.DEAD for settlement in batch.others)
+        for queue in batch.left:
+            queue.leaving -= 1
+        for lane in batch.failed:
+            self._after_failed(lane)
+        for queue in batch.left:
+            self._backlogs.want(queue)
+
+    def _after_failed(self, lane: Lane) -> None:
+        queue = lane.queue
+        queue.in_use -= 1
+        if lane.retry_s and not queue.is_dropped and not queue.health.is_parked:
+            lane.state = WAITING
+            self._retries.again(lane)
+        else:
+            self._room.held -= 1
+            if queue.let_go(lane):
+                self._retries.begin(lane)
+        self._turns.give(queue)
+        self._forget_if_over(queue)
+        self._backlogs.want(queue)
+
+    def _expire(self, delivered: Lane) -> None:
+        """A late ringing tells the receiver nothing once it knows how the call went on."""
+        queue, sequence = delivered.queue, delivered.head.event.sequence
+        for lane in list(queue.late):
+            event = lane.head.event
+            if lane.key != delivered.key or event.sequence >= sequence or event.status is not Status.RINGING:
+                continue
+            lane.is_stale = True
+            if lane.state in (WAITING, READY):
+                if lane.state == READY:
+                    queue.ready.remove(lane)
+                self._settling.write(lane.head, DeliveryState.DEAD, _EXPIRED)
+                self._report(lane.head, GiveUp(_EXPIRED), "")
+                self._room.held -= 1
+                queue.let_go(lane)
+
+    # The log. Receivers' own words stay out of it: an error page may repeat our credentials.
+
+    def _report(self, delivery: Delivery, verdict: TryAgain | GiveUp, answer: str) -> None:
+        sparingly = self._failures if isinstance(verdict, TryAgain) else self._deaths
+        if not sparingly.admits():
+            return
+        log = self._log.bind(
+            event_id=delivery.event.id,
+            callback=delivery.callback_id,
+            attempts=delivery.attempts,
+            answer=answer,
+            held_back=sparingly.take_held_back(),
+        )
+        if isinstance(verdict, TryAgain):
+            log.info("delivery.failed", retry_in_s=round(verdict.wait.total_seconds(), 1))
+        else:
+            log.warning("delivery.died", reason=verdict.reason)
+
+    def _report_delivered(self, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            delivery = lane.head
+            self._log.debug(
+                "delivery.settled", event_id=delivery.event.id, callback=delivery.callback_id, attempts=delivery.attempts
+            )
+
+    # Life
 
     async def run(self) -> None:
-        """Write outcomes down as they come, as many at once as there are; runs until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._outbox = self._outbox, []
-            if batch:
-                self._is_settling = True
-                try:
-                    await self._settle_all(batch)
-                finally:
-                    self._is_settling = False
-            self._note_quiet()
-
-    async def _settle_all(self, batch: list[_Outcome]) -> None:
-        settlements = [outcome.settlement for outcome in batch]
-        gone = {
-            outcome.delivery.callback_id: outcome.verdict.reason
-            for outcome in batch
-            if isinstance(outcome.verdict, GiveUp) and outcome.verdict.disables_callback
-        }
-        while True:
-            try:
-                await self._settle(settlements)
-                for callback_id, reason in gone.items():
-                    await self._disable(callback_id, reason)
-            except StoreError as error:
-                self._log.error("delivery.settle_failed", error=str(error), deliveries=len(batch))
-                await self._sleep(_STORE_RETRY_S)
-            else:
-                break
-        is_debugging = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)  # asked once: most attempts have nothing to say
-        for outcome in batch:
-            if is_debugging or not isinstance(outcome.verdict, Delivered):
-                self._report(outcome)
-            self._go_on(outcome)
-        self._pump()
-
-    def _go_on(self, outcome: _Outcome) -> None:
-        """The store has it: the lane's next delivery may start."""
-        queue, lane, verdict = outcome.queue, outcome.lane, outcome.verdict
-        if isinstance(verdict, Delivered):
-            self.counters.delivered += 1
-        elif isinstance(verdict, GiveUp):
-            self.counters.dead += 1
-            if verdict.disables_callback:
-                self._drop(queue)
-        lane.is_busy = False
-        if lane.waiting and lane.waiting[0] is outcome.delivery:  # or else it was dropped meanwhile
-            if isinstance(verdict, TryAgain):
-                outcome.delivery.due_at = outcome.settlement.due_at
-                self._at(outcome.ended_s + verdict.wait.total_seconds(), partial(self._make_ready, queue, lane))
-                return
-            lane.waiting.popleft()
-            self._held -= 1
-        if lane.waiting:
-            self._ready_when_due(queue, lane)
-        else:
-            del queue.lanes[lane.key]
-            self._forget_if_gone(queue)
-
-    def _report(self, outcome: _Outcome) -> None:
-        """Receivers' own words stay out of the log: an error page may repeat our credentials."""
-        delivery = outcome.delivery
-        log = self._log.bind(event_id=delivery.event.id, callback=delivery.callback_id, attempts=delivery.attempts)
-        match outcome.verdict:
-            case Delivered():
-                log.debug("delivery.settled", answer=outcome.answer)
-            case TryAgain(wait):
-                log.info("delivery.failed", answer=outcome.answer, retry_in_s=round(wait.total_seconds(), 1))
-            case GiveUp(reason):
-                log.warning("delivery.died", answer=outcome.answer, reason=reason)
-
-    # Time
-
-    def _at(self, when_s: float, action: Callable[[], None]) -> None:
-        heappush(self._agenda, (when_s, next(self._ticket), action))
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        """One timer for the whole agenda, set to what comes first."""
-        if self._is_stopping or not self._agenda or self._agenda[0][0] >= self._alarm_at:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = self._agenda[0][0]
-        self._alarm = self._timers.call_at(self._alarm_at, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm, self._alarm_at = None, math.inf
-        now_s = self._timers.time() + _TIMER_STEP_S
-        while self._agenda and self._agenda[0][0] <= now_s:
-            _, _, action = heappop(self._agenda)
-            action()
-        self._set_alarm()
-        self._pump()
-
-    async def _sleep(self, seconds: float) -> None:
-        over = asyncio.Event()
-        timer = self._timers.call_at(self._timers.time() + seconds, over.set)
+        """Write outcomes down and read backlogs; runs until cancelled. What is not the store's fault ends it."""
         try:
-            await over.wait()
-        finally:
-            timer.cancel()
-
-    # Stopping
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(self._settling.run(), name="settling")
+                parts.create_task(self._backlogs.run(self._proceed), name="backlogs")
+                parts.create_task(self._keeping.run(self._note_quiet), name="health")
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     async def settled(self) -> None:
-        """Wait until no attempt is under way and every outcome is durable."""
-        while self._in_flight or self._outbox or self._is_settling:
+        """Wait until no attempt is under way, every outcome is durable and no backlog is being read."""
+        while not self._is_quiet:
             self._quiet.clear()
             await self._quiet.wait()
 
     def stop(self) -> None:
         """Start nothing more; outcomes go on being settled. Safe to repeat."""
-        self._is_stopping = True
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._is_stopping = self._turns.is_over = True
+        self._agenda.stop()
+        self._backlogs.stop()
+        self._note_quiet()
 
     async def drain(self, grace: timedelta) -> bool:
         """Stop, and wait until what is in flight has ended and is durable; False when `grace` ran out."""
@@ -449,30 +590,19 @@ class Dispatcher:
             return False
         return True
 
+    @property
+    def _is_quiet(self) -> bool:
+        return not self._turns.in_flight and self._settling.is_quiet and self._keeping.is_quiet and self._backlogs.is_quiet
+
     def _note_quiet(self) -> None:
-        if not (self._in_flight or self._outbox or self._is_settling):
+        if not self._turns.in_flight and self._is_quiet:
             self._quiet.set()
 
 
-def _may_post(queue: CallbackQueue) -> bool:
-    return queue.writer is not None and not queue.paused_until
-
-
-def _read(outcome: Outcome) -> tuple[int | None, str | None, str, str]:
+def _read(outcome: Answered | Unreachable | Forbidden) -> tuple[int | None, str | None, str, str]:
     """Status, Retry-After, the answer in short, and how its body began."""
     match outcome:
         case Answered(status, retry_after, excerpt):
-            return status, retry_after, str(status), excerpt
+            return status, retry_after, str(status), excerpt[:_EXCERPT_SHOWN]
         case Unreachable(reason) | Forbidden(reason):
             return None, None, reason, ""
-
-
-def _settlement(delivery: Delivery, verdict: Verdict, now: datetime, text: str) -> Settlement:
-    match verdict:
-        case Delivered():
-            state, due_at = DeliveryState.DELIVERED, None
-        case TryAgain(wait):
-            state, due_at = DeliveryState.WAITING, now + wait
-        case GiveUp():
-            state, due_at = DeliveryState.DEAD, None
-    return Settlement(delivery.event.seq, delivery.callback_id, state, delivery.attempts, due_at, text)
