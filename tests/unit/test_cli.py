@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 
 import toque
 from toque.cli import app, main
-from toque.settings import OPTIONS, flag_of
+from toque.commands.replays import parse_moment
+from toque.settings import OPTIONS, flag_of, load_settings
+from toque.store.sqlite import SqliteStore
 
 NOBODY = "0123456789abcdef"
 NOTHING = "0" * 40
@@ -312,6 +315,63 @@ def test_a_callback_that_refuses_is_told(run: Commands, receiver: str):
     assert json.loads(forbidden.out)["answer"] == "loopback address"
 
 
+def test_a_callback_is_disabled_and_enabled(run: Commands):
+    code = run.add_callback(run.add_client(), "http://crm.example.com/")
+    assert run("callback", "disable", code).out == f"{code} is disabled.\n"
+    assert run("callback", "list", "--json").json[0]["state"] == "disabled: by the operator"
+    assert run("callback", "enable", code, "--json").json == {"code": code, "state": "enabled"}
+    assert run("callback", "list", "--json").json[0]["state"] == "healthy"
+    assert run("callback", "dead", code).out == "Nothing is dead.\n"
+
+
+@pytest.mark.parametrize("word", ["disable", "enable", "dead"])
+def test_a_callback_that_is_not_there_is_told(run: Commands, word: str):
+    run.add_client()
+    assert run.fails(1, "callback", word, NOTHING) == f"toque: there is no callback '{NOTHING}'\n"
+
+
+# Replays
+
+
+def test_a_replay_is_begun_listed_and_cancelled(run: Commands):
+    code = run.add_callback(run.add_client(), "http://crm.example.com/")
+    begun = run("replay", code, "--since", "2h", "--rate", "10", "--json").json
+    assert (begun["code"], begun["state"], begun["rate"], begun["requeued"]) == (code, "running", 10.0, 0)
+    assert run("replay", "list", "--json").json == [begun]
+    assert code in run("replay", "list").out
+    assert run("replay", "cancel", str(begun["id"])).out == f"Replay {begun['id']} is cancelled.\n"
+    assert run.fails(1, "replay", "cancel", str(begun["id"])) == f"toque: no replay {begun['id']} is running\n"
+    assert [one["state"] for one in run("replay", "list", "--json").json] == ["cancelled"]
+
+
+def test_the_dead_are_replayed_too(run: Commands):
+    code = run.add_callback(run.add_client(), "http://crm.example.com/")
+    assert run("replay", code, "--dead").out.startswith("Replay 1 has begun: dead deliveries, 50 a second at most.")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "say what to send again: --since TIME, --call CALLERID, --event ID or --dead"),
+        (("--since", "2h", "--call", NOBODY), "say what to send again"),
+        (("--since", "ontem"), "'ontem' is no time: write 2026-11-23T10:00"),
+        (("--call", "x"), "'x' is no id: ids are UUIDs"),
+        (("--dead", "--rate", "0"), "--rate is above 0"),
+        (("--event", "6f1f2d0e-93a5-5c6e-8a3c-6b1d3c0f7a11"), "6f1f2d0e-93a5-5c6e-8a3c-6b1d3c0f7a11"),
+    ],
+)
+def test_what_cannot_be_replayed_is_told(run: Commands, words: tuple[str, ...], told: str):
+    code = run.add_callback(run.add_client(), "http://crm.example.com/")
+    assert told in run.fails(2, "replay", code, *words)
+
+
+def test_a_time_without_a_zone_is_the_servers(run: Commands):
+    now, given = datetime(2026, 11, 23, 12, tzinfo=UTC), load_settings(None, {}, {})
+    assert parse_moment("2026-11-23T05:00", now, given) == datetime(2026, 11, 23, 8, tzinfo=UTC)
+    assert parse_moment("2026-11-23T05:00Z", now, given) == datetime(2026, 11, 23, 5, tzinfo=UTC)
+    assert parse_moment("90m", now, given) == datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
+
+
 # Used or set wrongly
 
 
@@ -355,7 +415,6 @@ def test_a_store_that_cannot_be_opened_is_named(run: Commands, tmp_path: Path):
 
 
 def test_a_store_that_cannot_be_written_is_code_1(run: Commands, monkeypatch: pytest.MonkeyPatch):
-    import toque.cli
     from toque.errors import StoreError
 
     run.add_client()
@@ -363,7 +422,7 @@ def test_a_store_that_cannot_be_written_is_code_1(run: Commands, monkeypatch: py
     async def fail(*_: object) -> None:
         raise StoreError("OperationalError: disk I/O\nerror")
 
-    monkeypatch.setattr(toque.cli.SqliteStore, "add_client", fail)
+    monkeypatch.setattr(SqliteStore, "add_client", fail)
     assert run.fails(1, "client", "add", "Outro") == "toque: OperationalError: disk I/O error\n"
 
 
@@ -403,8 +462,9 @@ def test_every_command_explains_itself(run: Commands):
         ("demo",),
         *(("client", word) for word in ("add", "list", "rotate", "disable", "remove")),
         *(("line", word) for word in ("add", "list", "remove")),
-        *(("callback", word) for word in ("list", "test", "rotate")),
-        *(("bench", word) for word in ("deliver", "latency", "intake")),
+        *(("callback", word) for word in ("list", "disable", "enable", "dead", "test", "rotate")),
+        *(("replay", word) for word in ("list", "cancel")),
+        *(("bench", word) for word in ("deliver", "latency", "isolation", "backlog", "intake")),
     }
     for words in found:
         done = run(*words, "--help")

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from toque.callbacks.callback import Callback, Client, Registry, TooMany
+from toque.callbacks.health import State
 from toque.callbacks.url import MAX_URL_LENGTH, TargetUrl, parse_url
 from toque.errors import InputError, StoreError
 from toque.store.contract import Removal, Store
@@ -83,6 +84,15 @@ class Problem(Exception):  # noqa: N818 - an answer to the customer, not a fault
         self.error = error
 
 
+HEALTH_WORDS = {
+    State.HEALTHY: "saudavel",
+    State.FAILING: "falhando",
+    State.PROBING: "falhando",
+    State.RECOVERING: "recuperando",
+    State.DISABLED: "desativado",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """What the operator decided."""
@@ -101,6 +111,7 @@ class DirectcallApi:
         access: Access,
         deployment: Deployment,
         registry: Callable[[], Registry],
+        health_of: Callable[[int], State],
         *,
         refresh: Callable[[], Awaitable[None]],
         look: Callable[[], Awaitable[None]],
@@ -109,6 +120,7 @@ class DirectcallApi:
         self._access = access
         self._deployment = deployment
         self._registry = registry
+        self._health_of = health_of
         self._refresh = refresh
         self._look = look
         self._log = structlog.get_logger("toque.api")
@@ -236,7 +248,7 @@ class DirectcallApi:
             "url": replace(parse_url(callback.url), credentials=callback.credentials).masked,
             "pin": callback.pin,
             "criado": callback.created_at.astimezone(self._deployment.zone).strftime("%Y-%m-%d %H:%M:%S"),
-            "saude": "saudavel" if callback.disabled_at is None else "desativado",
+            "saude": HEALTH_WORDS[State.DISABLED if callback.disabled_at is not None else self._health_of(callback.id)],
         }
 
 
@@ -316,7 +328,11 @@ METHODS: tuple[Method, ...] = (
                     Member("url", "a URL, com a senha mascarada"),
                     Member("pin", "o pin do registro, ou nulo", may_be_null=True),
                     Member("criado", "quando foi registrada, `AAAA-MM-DD HH:MM:SS`"),
-                    Member("saude", "`saudavel`, ou `desativado` quando não recebe mais nada"),
+                    Member(
+                        "saude",
+                        "`saudavel`; `falhando` quando não responde e o que há espera; `recuperando` quando voltou a responder e "
+                        "recebe o que esperava; `desativado` quando não recebe mais nada",
+                    ),
                 ),
             ),
         ),
