@@ -10,10 +10,13 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from toque.bench.process import prepare, serving
+from toque.bench.engine import prepare
+from toque.bench.posts import Posts
+from toque.bench.process import serving
 from toque.bench.sip import STATUSES, messages, wrapped
+from toque.bench.stopwatch import quantile
 from toque.bench.traffic import number_of
 
 EVENTS_PER_S = 1000
@@ -23,29 +26,20 @@ _KEY = re.compile(rb"%22origem%22%3A%22(\d+)%22.*?%22status%22%3A%22(\w+)%22.*?%
 _DRAIN_S = 5.0
 
 
-class _Arrivals(asyncio.Protocol):
+class _Arrivals(Posts):
     """Notes when each post came in, and answers 204."""
 
     def __init__(self, arrived: dict[tuple[bytes, bytes], list[float]]) -> None:
+        super().__init__()
         self._arrived = arrived
-        self._buffer = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of asyncio's
-
-    def data_received(self, data: bytes) -> None:
+    def came(self, body: bytes) -> None:
+        """See `Posts`."""
         now = time.perf_counter()
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            at = self._buffer.lower().find(b"content-length:", 0, end)
-            length = int(self._buffer[at + 15 : self._buffer.find(b"\r\n", at)])
-            if len(self._buffer) < end + 4 + length:
-                return
-            found = _KEY.search(self._buffer, end, end + 4 + length)
-            if found:
-                self._arrived.setdefault((found[1], found[2]), []).append(now)
-            self._buffer = self._buffer[end + 4 + length :]
-            self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        found = _KEY.search(body)
+        if found:
+            self._arrived.setdefault((found[1], found[2]), []).append(now)
+        self.answer()
 
 
 @contextlib.asynccontextmanager
@@ -78,16 +72,12 @@ async def bench_latency(*, seconds: float = 10.0, rate: int = EVENTS_PER_S, call
         "missing": expected - len(delays),
         "events_per_s": rate,
         "callbacks": callbacks,
-        "latency_p50_ms": _quantile(delays, 0.5),
-        "latency_p99_ms": _quantile(delays, 0.99),
-        "latency_max_ms": _quantile(delays, 1.0),
+        "latency_p50_ms": quantile(delays, 0.5),
+        "latency_p99_ms": quantile(delays, 0.99),
+        "latency_max_ms": quantile(delays, 1.0),
         "cpu_us_per_event": round(cpu_s / max(expected, 1) * 1e6, 1),
         "memory_mib": round(memory, 1),
     }
-
-
-def _quantile(values: list[float], share: float) -> float | None:
-    return round(values[min(len(values) - 1, int(len(values) * share))], 2) if values else None
 
 
 async def _send(port: int, seconds: float, rate: int, callbacks: int) -> dict[tuple[bytes, bytes], list[float]]:

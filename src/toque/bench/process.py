@@ -8,72 +8,83 @@ import json
 import os
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
+from toque.bench.children import child
+from toque.bench.engine import store_path
 from toque.bench.sink import free_port
-from toque.bench.traffic import populate
-from toque.callbacks.payload import PayloadWriter
-from toque.store.sqlite import SqliteStore
 
 _STARTS_WITHIN_S = 20.0
 
 
 @dataclass(slots=True)
 class ServerProcess:
-    """Where the server listens, and its process."""
+    """Where the server listens, its process, and when that was begun (monotonic)."""
 
     http_port: int
     hep_port: int
-    pid: int
+    process: asyncio.subprocess.Process
+    began_s: float
+
+    def check(self) -> None:
+        """Raises `RuntimeError` when it has ended; it has said why on stderr."""
+        if self.process.returncode is not None:
+            msg = f"the server ended with code {self.process.returncode}"
+            raise RuntimeError(msg)
 
     def cpu_s(self) -> float:
         """CPU time that the process has used, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float:
         """Resident memory."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return memory_mib(self.process.pid)
 
 
-async def prepare(folder: Path, urls: list[str]) -> None:
-    """A store in this folder with a client, a line and a callback for each URL."""
-    store = SqliteStore(folder / "bench.db", PayloadWriter(ZoneInfo("America/Sao_Paulo")))
-    try:
-        await populate(store, urls)
-    finally:
-        await store.close()
+def memory_mib(pid: int | str = "self") -> float:
+    """A process' resident memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_peak_mib() -> float:
+    """The most that this process has ever had resident."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()  # getrusage would tell that of who began it
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *more: str) -> AsyncIterator[ServerProcess]:
-    """`toque serve` on the store in this folder."""
+async def starting(folder: Path, *, log_level: str = "warning") -> AsyncIterator[ServerProcess]:
+    """`toque serve` on the store in this folder, from the moment of its exec on."""
     http_port, hep_port = free_port(), free_port()
     arguments = (
-        *("serve", "--store", f"sqlite://{folder}/bench.db", "--log-level", "warning"),
+        *("serve", "--store", f"sqlite://{store_path(folder)}", "--log-level", log_level),
         *("--http", f"127.0.0.1:{http_port}", "--hep", f"127.0.0.1:{hep_port}", "--allow-network", "127.0.0.0/8"),
-        *more,
     )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "toque", *arguments)
-    try:
-        await _until_well(http_port)
-        yield ServerProcess(http_port, hep_port, process.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
+    began_s = time.monotonic()
+    async with child(sys.executable, "-m", "toque", *arguments, ending=signal.SIGTERM) as process:
+        yield ServerProcess(http_port, hep_port, process, began_s)
 
 
-async def _until_well(port: int) -> None:
+@contextlib.asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[ServerProcess]:
+    """`toque serve` on the store in this folder, once it is well."""
+    async with starting(folder) as server:
+        await _until_well(server)
+        yield server
+
+
+async def _until_well(server: ServerProcess) -> None:
     async with asyncio.timeout(_STARTS_WITHIN_S):
         while True:
+            server.check()
             with contextlib.suppress(OSError, ValueError):
-                if await asyncio.to_thread(_is_well, port):
+                if await asyncio.to_thread(_is_well, server.http_port):
                     return
             await asyncio.sleep(0.05)
 

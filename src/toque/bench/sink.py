@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import socket
@@ -12,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+
+from toque.bench.receivers import Group, receiving
 
 _NGINX_CONFIG = """
 daemon off;
@@ -65,7 +65,9 @@ def nginx_sink(program: str, *, certificate: Path | None = None, key: Path | Non
             config = config.replace("reuseport", "ssl reuseport")
         path = Path(folder, "nginx.conf")
         path.write_text(config, encoding="utf-8")
-        process = subprocess.Popen([program, "-p", folder, "-c", str(path)], stderr=subprocess.DEVNULL)  # noqa: S603 - our own
+        process = subprocess.Popen(  # noqa: S603 - our own
+            [program, "-p", folder, "-c", str(path)], stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             _wait_for(port)
             yield Sink(f"{'http' if certificate is None else 'https'}://127.0.0.1:{port}/", "nginx")
@@ -87,47 +89,21 @@ def _wait_for(port: int) -> None:
             return
 
 
-class _NoContent(asyncio.Protocol):
-    """Answers 204 to every request whose head announces its length; as little as a sink can do."""
-
-    _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
-
-    def __init__(self) -> None:
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of asyncio's
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self._buffer) < end + 4 + length:
-                return
-            self._buffer = self._buffer[end + 4 + length :]
-            self._transport.write(self._ANSWER)
+@contextlib.asynccontextmanager
+async def builtin_sink(certificate: Path | None = None, key: Path | None = None) -> AsyncIterator[Sink]:
+    """The sink of our own."""
+    group = Group("at once", certificate=None if certificate is None else str(certificate), key=None if key is None else str(key))
+    async with receiving(group) as receivers:
+        yield Sink(receivers.urls[0][0], "built-in")
 
 
 @contextlib.asynccontextmanager
-async def builtin_sink() -> AsyncIterator[Sink]:
-    """The sink of our own, in this process: its work counts as ours."""
-    server = await asyncio.get_running_loop().create_server(_NoContent, "127.0.0.1", 0)
-    try:
-        yield Sink(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", "built-in")
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def any_sink() -> AsyncIterator[Sink]:
-    """An nginx where it is there, else our own."""
+async def any_sink(certificate: Path | None = None, key: Path | None = None) -> AsyncIterator[Sink]:
+    """An nginx where it is there, else our own; over TLS when there is a certificate."""
     program = find_nginx()
     if program is None:
-        async with builtin_sink() as sink:
+        async with builtin_sink(certificate, key) as sink:
             yield sink
     else:
-        with nginx_sink(program) as sink:
+        with nginx_sink(program, certificate=certificate, key=key) as sink:
             yield sink

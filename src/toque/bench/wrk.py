@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from toque.bench.children import child
+
 CONNECTIONS = 64
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 
@@ -26,7 +28,7 @@ async def wrk_rate(url: str, body: bytes, seconds: float) -> float | None:
             encoding="utf-8",
         )
         arguments = ["-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
-        process = await asyncio.create_subprocess_exec(program, *arguments, stdout=asyncio.subprocess.PIPE)
-        output, _ = await process.communicate()
+        async with child(program, *arguments, stdout=asyncio.subprocess.PIPE) as process:
+            output, _ = await process.communicate()
     found = _RATE.search(output.decode())
     return float(found[1]) if found else None
