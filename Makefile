@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports format diagrams build smoke clean
+.PHONY: help setup demo test storm check lint types imports format diagrams build smoke clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -23,6 +23,9 @@ demo: setup ## replay recorded SIP calls and watch the callbacks arrive
 
 test: setup ## all tests; those whose programs are missing skip and say so
 	$(BIN)/python -m pytest $(TESTS)
+
+storm: setup ## break the server on purpose for 20 minutes and count what is lost: STORM="--only kill --kills 300", "--help"
+	$(BIN)/python -m tests.faults.storm $(STORM)
 
 check: lint types imports ## everything that reads the code without running it
 

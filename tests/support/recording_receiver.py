@@ -5,7 +5,8 @@
         posts = receiver.wait_for(lambda posts: len(posts) == 4)
         assert [post.data["status"] for post in posts] == [...]
 
-It answers 204 unless told otherwise: `behave` sets what is answered to which post and how late, `hold` lets all answers wait.
+It answers 204 unless told otherwise: `behave` sets what is answered to which post and how late, `hold` lets all answers wait, and
+while it is `deaf` nobody can connect.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import threading
 import time
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,6 +29,7 @@ from standardwebhooks import Webhook
 from toque.receiver import Receiver
 
 HOST = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 PATIENCE_S = 30.0
 POLL_S = 0.01
 BACKLOG = 1024  # connections that may wait to be accepted
@@ -75,11 +77,12 @@ class Post:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a post is answered, and after how many seconds."""
+    """What a post is answered, and after how many seconds. `is_cut`: not at all, the connection is reset instead."""
 
     status: int = 204
     after_s: float = 0.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_cut: bool = False
 
 
 def thanks(_: Post) -> Reply:
@@ -88,9 +91,10 @@ def thanks(_: Post) -> Reply:
 
 
 class RecordingReceiver:
-    """Listens on a loopback port while it is entered."""
+    """Listens on a port of `host` while it is entered; with `EVERYWHERE`, all of 127.0.0.0/8 leads here."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST) -> None:
+        self._host = host
         self._answer: Callable[[Post], Reply] = thanks
         self._lock = threading.Lock()
         self._posts: list[Post] = []
@@ -100,6 +104,7 @@ class RecordingReceiver:
         self._listens = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._done: asyncio.Event
+        self._server: asyncio.Server
         self.port = 0
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="receiver")
 
@@ -112,9 +117,9 @@ class RecordingReceiver:
         self._loop.call_soon_threadsafe(self._done.set)
         self._thread.join()
 
-    def url(self, target: str = "/", *, user: str = "") -> str:
+    def url(self, target: str = "/", *, user: str = "", host: str = HOST) -> str:
         """A URL that leads here; `user` is put before the host as it is."""
-        return f"http://{user}{'@' if user else ''}{HOST}:{self.port}{target}"
+        return f"http://{user}{'@' if user else ''}{host}:{self.port}{target}"
 
     # What is answered
 
@@ -135,6 +140,18 @@ class RecordingReceiver:
                 held, self._held = self._held, None
             for reply in held:
                 self._loop.call_soon_threadsafe(reply)
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """While the block lasts, connections are reset and new ones refused."""
+        self._in_thread(self._close())
+        try:
+            yield
+        finally:
+            self._in_thread(self._open_port())
+
+    def _in_thread(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     # What has come
 
@@ -182,14 +199,23 @@ class RecordingReceiver:
 
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        server = await self._loop.create_server(lambda: _Connection(self, next(self._numbers)), HOST, 0, backlog=BACKLOG)
-        self.port = server.sockets[0].getsockname()[1]
+        await self._open_port()
         self._listens.set()
         await self._done.wait()
-        server.close()
+        await self._close()
+
+    async def _open_port(self) -> None:
+        """The same port each time."""
+        self._server = await self._loop.create_server(
+            lambda: _Connection(self, next(self._numbers)), self._host, self.port, backlog=BACKLOG
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        self._server.close()
         for connection in list(self._open.values()):
             connection.transport.abort()
-        await server.wait_closed()
+        await self._server.wait_closed()
         while self.connections:  # their ends are on their way through the loop
             await asyncio.sleep(0)
 
@@ -257,6 +283,9 @@ class _Connection(asyncio.Protocol):
 
     def answer(self, post: Post, reply: Reply) -> None:
         if self.transport.is_closing():
+            return
+        if reply.is_cut:
+            self.transport.abort()
             return
         lines = [f"HTTP/1.1 {reply.status} Noted", *(f"{name}: {value}" for name, value in reply.headers.items())]
         if reply.status != 204:

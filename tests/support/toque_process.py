@@ -67,6 +67,7 @@ class ToqueProcess:
         self.store = folder / "toque.db"
         self.log_path = folder / "server.log"
         self.settings = {"allow_networks": "127.0.0.0/8", **settings}
+        self.program: Sequence[str | Path] = (COMMAND, "serve")
         self.http_port, self.hep_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path.touch()
@@ -109,7 +110,7 @@ class ToqueProcess:
         assert not self.is_running
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [COMMAND, "serve"],
+                self.program,
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -150,6 +151,12 @@ class ToqueProcess:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise ProcessError(f"the server still runs after {timeout_s:g} s\n{self.tail()}") from None
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:
@@ -194,9 +201,9 @@ class ToqueProcess:
             return database.execute(query, values).fetchall()
 
     def waiting(self) -> int:
-        """Deliveries in the store that are neither delivered nor dead."""
-        [(count,)] = self.rows("SELECT count(*) FROM deliveries WHERE state = 'waiting'")
-        return int(count)
+        """Deliveries that the server holds, and callbacks for which more may wait in the store: 0 when all is told."""
+        told = self.health()
+        return int(told["held_deliveries"]) + int(told["parked_callbacks"])
 
     def lost_datagrams(self) -> int:
         """HEP datagrams that the kernel dropped because the server, or the machine, did not keep up."""
