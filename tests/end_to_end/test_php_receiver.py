@@ -152,5 +152,5 @@ def test_the_example_in_php_takes_the_servers_own_posts(tmp_path: Path) -> None:
             told = php.wait_for(8)
             toque.wait_until(lambda: toque.waiting() == 0, "the example has not taken everything")
         payloads = [json.loads(payload) for (payload,) in toque.rows("SELECT payload FROM events")]
-        assert toque.rows("SELECT DISTINCT state, attempts FROM deliveries") == [("delivered", 1)]
+        assert toque.rows("SELECT DISTINCT state, attempts FROM settled_deliveries") == [("delivered", 1)]
     assert sorted(told, key=lambda status: status["id"]) == sorted(payloads, key=lambda status: status["id"])

@@ -98,7 +98,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         assert lost == 0, f"the machine was too busy: the kernel dropped {lost} HEP datagrams before toque could read them"
         assert toque.terminate() == 0
         [(events,)] = toque.rows("SELECT count(*) FROM events")
-        deliveries = dict(toque.rows("SELECT state, count(*) FROM deliveries GROUP BY state"))
+        deliveries = dict(toque.rows("SELECT state, count(*) FROM settled_deliveries GROUP BY state"))
         return Told(receiver.posts, secrets, health, events, deliveries)
 
 

@@ -208,7 +208,7 @@ def test_every_flag_of_a_command_is_documented() -> None:
                 assert names & (told | settings), f"{' '.join(path)}: {names}"
 
 
-LOGGED = re.compile(r'log\.(debug|info|warning|error|critical|exception)\(\s*"([a-z_]+\.[a-z_]+)"')
+LOGGED = re.compile(r'(?:log|bound\(\w+\))\.(debug|info|warning|error|critical|exception)\(\s*"([a-z_]+\.[a-z_]+)"')
 
 
 def test_every_event_of_the_log_is_documented() -> None:

@@ -33,12 +33,14 @@ from tests.support.scripted_receiver import ScriptedReceiver, answer, silence
 from tests.support.sip_messages import ProxiedCall
 
 from toque.callbacks.callback import Callback, Client, Registered
+from toque.callbacks.delivery import Delivery
 from toque.calls.hep_packet import HepPacket
 from toque.calls.lines import parse_line
 from toque.errors import SettingsError, StoreError
 from toque.intake import Intake
 from toque.receiver import CallStatus, Receiver, parse_body
 from toque.sending.dispatcher import Dispatcher
+from toque.sending.settling import Settling
 from toque.server import Server, open_store, running, serve
 from toque.settings import Settings, load_settings
 from toque.store.sqlite import SqliteStore
@@ -235,7 +237,7 @@ async def test_https_without_that_authority_is_not_trusted(tmp_path: Path) -> No
             send_by_udp(server.listeners[0].port, whole_call()[:2])
             await until(lambda: server.dispatcher.counters.attempts == 1)
             await server.dispatcher.settled()
-            (waiting,) = await server.store.pending()
+            (waiting,) = await backlogs(server.store)
             assert waiting.attempts == 1
         assert receiver.requests == []
 
@@ -283,7 +285,7 @@ async def test_a_removed_code_is_not_posted_to(tmp_path: Path) -> None:
         await until(lambda: server.intake.events == 8)
         await server.dispatcher.settled()
         assert len(receiver.requests) == 1
-        assert await server.store.pending() == []
+        assert await backlogs(server.store) == []
 
 
 @in_a_process_of_its_own
@@ -297,7 +299,7 @@ async def test_a_forbidden_address_is_never_dialled_and_tried_again(tmp_path: Pa
             send_by_udp(server.listeners[0].port, whole_call()[:2])
             await until(lambda: server.dispatcher.counters.attempts >= 1)
             await server.dispatcher.settled()
-            (waiting,) = await server.store.pending()
+            (waiting,) = await backlogs(server.store)
             assert waiting.attempts >= 1
             assert waiting.due_at is not None
         assert receiver.connections == []
@@ -318,8 +320,7 @@ async def test_what_waited_when_it_stopped_goes_out_in_order(tmp_path: Path) -> 
             await receiver.has_received(5)
     async with ScriptedReceiver() as receiver:
         async with store_of(settings) as store:
-            waiting = await store.pending()
-            assert len(waiting) == 20
+            assert len(await left(store)) == 20
             await repoint(settings, receiver.url())
         with capture_logs() as logs:
             async with Server(settings, clock=lambda: datetime.now(UTC) + timedelta(minutes=1)) as server:
@@ -329,13 +330,24 @@ async def test_what_waited_when_it_stopped_goes_out_in_order(tmp_path: Path) -> 
                 server.stop()
                 await task
         (started,) = [log for log in logs if log["event"] == "server.started"]
-        assert (started["deliveries"], started["calls"]) == (20, 0)
+        assert (started["backlogs"], started["calls"]) == (1, 0)
         by_call: dict[str, list[str]] = {}
         for status in statuses(receiver):
             by_call.setdefault(status.callerid, []).append(status.status)
         assert list(by_call.values()) == [WHOLE_CALL] * 5
     async with store_of(settings) as store:
-        assert await store.pending() == []
+        assert await left(store) == []
+
+
+async def backlogs(store: SqliteStore) -> list[Delivery]:
+    """What waits in the store, of all callbacks."""
+    return [delivery for number in await store.backlog_sizes() for delivery in await store.backlog(number)]
+
+
+async def left(store: SqliteStore) -> list[Delivery]:
+    """The same once no server runs: what it had in memory is recovered first."""
+    await store.recover()
+    return await backlogs(store)
 
 
 async def repoint(settings: Settings, url: str) -> None:
@@ -448,7 +460,7 @@ async def test_a_second_server_on_one_store_is_refused_and_the_first_goes_on(tmp
             pass
 
 
-@pytest.mark.parametrize("step", ["registry", "open_calls", "pending", "token_key"])
+@pytest.mark.parametrize("step", ["registry", "open_calls", "recover", "token_key"])
 @in_a_process_of_its_own
 async def test_a_store_that_fails_while_it_opens(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: Any, **__: Any) -> None:
@@ -567,7 +579,7 @@ async def test_stop_lets_a_post_under_way_end(tmp_path: Path) -> None:
             answers.set()
         assert len(receiver.requests) == 1
         async with store_of(settings) as store:
-            assert [delivery.event.sequence for delivery in await store.pending()] == [2, 3, 4]
+            assert [delivery.event.sequence for delivery in await left(store)] == [2, 3, 4]
 
 
 @in_a_process_of_its_own
@@ -580,7 +592,7 @@ async def test_a_post_that_outlasts_the_grace_is_made_again_and_does_not_count(t
             await receiver.has_received(1)
             await until(lambda: server.intake.events == 4)
         async with store_of(settings) as store:
-            assert [(delivery.event.sequence, delivery.attempts) for delivery in await store.pending()] == [
+            assert [(delivery.event.sequence, delivery.attempts) for delivery in await left(store)] == [
                 (1, 0), (2, 0), (3, 0), (4, 0),
             ]  # fmt: skip
         async with running(settings) as server:
@@ -660,9 +672,9 @@ async def end(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "owner", "method"),
     [
-        ("settling", Dispatcher, "run"),
+        ("sending", Dispatcher, "run"),
         ("intake", Intake, "run"),
-        ("settling", Dispatcher, "_settle_all"),
+        ("sending", Settling, "_write"),
         ("intake", SqliteStore, "append"),
         ("directory", SqliteStore, "registry_version"),
     ],
@@ -687,7 +699,7 @@ async def test_a_part_that_dies_takes_the_server_with_it_loudly(
         assert (failed["part"], failed["error"], failed["log_level"]) == (part, "ZeroDivisionError: a bug", "critical")
 
 
-@pytest.mark.parametrize(("part", "owner"), [("settling", Dispatcher), ("intake", Intake)])
+@pytest.mark.parametrize(("part", "owner"), [("sending", Dispatcher), ("intake", Intake)])
 @in_a_process_of_its_own
 async def test_a_part_that_ends_by_itself_is_a_failure_too(
     tmp_path: Path, part: str, owner: type, monkeypatch: pytest.MonkeyPatch
@@ -803,7 +815,8 @@ async def test_health_counts(tmp_path: Path) -> None:
             "calls": 2,
             "unmatched_calls": 1,
             "events": 4,
-            "waiting_deliveries": 4,
+            "held_deliveries": 4,
+            "parked_callbacks": 0,
             "hep_packets": len(packets) + 1,
             "hep_refused": 1,
             "hep_dropped": 0,
