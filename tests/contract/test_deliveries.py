@@ -8,7 +8,7 @@ import pytest
 from tests.contract.conftest import Place, tidy, waiting
 from tests.support.stored_calls import BEGINNING, RECEIVED, URL, change, left, seconds, settled, whole_call
 
-from toque.callbacks.callback import Callback, KeptHealth, Registered
+from toque.callbacks.callback import Callback, Registered
 from toque.callbacks.delivery import Delivery, DeliveryState
 from toque.calls.model import Status
 from toque.store.contract import Store
@@ -34,7 +34,7 @@ def places(deliveries: list[Delivery]) -> list[tuple[int, int]]:
 
 def said(deliveries: list[Delivery]) -> list[tuple[object, ...]]:
     """All that the world sees of deliveries."""
-    return [(d.event, d.callback_id, d.attempts, d.due_at, d.parked_s) for d in deliveries]
+    return [(d.event, d.callback_id, d.attempts, d.due_at, d.age_s) for d in deliveries]
 
 
 async def dead(store: Store, callback: Callback) -> list[int]:
@@ -99,7 +99,7 @@ async def test_deliveries_say_when_their_event_was_accepted(store: Store, place:
 async def test_a_fresh_delivery_has_no_place(store: Store) -> None:
     callback = await register(store)
     (delivery,) = await accept(store)
-    assert (delivery.row, delivery.attempts, delivery.due_at, delivery.parked_s) == (0, 0, None, 0.0)
+    assert (delivery.row, delivery.attempts, delivery.due_at, delivery.age_s) == (0, 0, None, 0.0)
     assert await store.backlog(callback.id) == []
 
 
@@ -149,7 +149,7 @@ async def test_pages_go_on_behind_a_place_that_is_settled_meanwhile(store: Store
 async def test_what_has_to_be_tried_again_waits_with_its_attempts_and_its_time(store: Store, place: Place) -> None:
     callback = await register(store)
     one, two = await accept(store, 2)
-    one.parked_s = 12.5
+    one.age_s = 12.5
     await store.settle([], [settled(one, WAITING, attempts=2, due_at=seconds(30)), settled(two, WAITING)])
     row = one.row
     await store.settle([], [settled(one, WAITING, attempts=3, due_at=seconds(60.000_001))])
@@ -157,7 +157,7 @@ async def test_what_has_to_be_tried_again_waits_with_its_attempts_and_its_time(s
     for again in (place.open, place.reopen):
         first, second = await (await again()).backlog(callback.id)
         assert (first.event, first.callback_id, first.row) == (one.event, one.callback_id, row)
-        assert (first.attempts, first.due_at, first.parked_s) == (3, seconds(60.000_001), 12.5)
+        assert (first.attempts, first.due_at, first.age_s) == (3, seconds(60.000_001), 12.5)
         assert (second.event, second.attempts, second.due_at) == (two.event, 1, None)
 
 
@@ -361,14 +361,13 @@ async def test_a_store_where_nothing_was_left_has_nothing_to_recover(store: Stor
     assert places(await place.stores[-1].backlog(callback.id)) == places([delivery])
 
 
-async def test_what_is_recovered_has_been_parked_as_long_as_its_callback(store: Store, place: Place) -> None:
+async def test_what_is_recovered_has_its_whole_deadline_before_it(store: Store, place: Place) -> None:
     callback = await register(store)
-    await store.keep_health(callback.id, KeptHealth(BEGINNING, 100.0))
     await accept(store)
     place.clock.advance(50)
     store, _ = await place.restarted()
     (found,) = await store.backlog(callback.id)
-    assert (found.parked_s, found.attempts, found.due_at) == (150.0, 0, None)
+    assert (found.age_s, found.attempts, found.due_at) == (0.0, 0, None)
 
 
 async def test_nothing_is_recovered_for_a_removed_callback(store: Store, place: Place) -> None:

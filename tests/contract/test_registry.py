@@ -335,22 +335,22 @@ async def test_only_what_is_registered_can_be_enabled(store: Store) -> None:
 async def test_health_is_kept_over_a_restart_under_the_same_version(store: Store, place: Place) -> None:
     callback, other = await register(store), await register(store, pin="1001")
     version = await store.registry_version()
-    health = KeptHealth(seconds(60.25), 1234.5)
+    health = KeptHealth(seconds(60.25))
     await store.keep_health(callback.id, health)
     for again in (place.open, place.reopen):
         registry = await (await again()).registry()
         assert registry.version == version
         assert registry.callbacks[callback.id].health == health
         assert registry.callbacks[other.id].health == KeptHealth()
-    await place.stores[-1].keep_health(callback.id, KeptHealth(None, 2000.0))
-    assert (await place.stores[-1].registry()).callbacks[callback.id].health == KeptHealth(None, 2000.0)
+    await place.stores[-1].keep_health(callback.id, KeptHealth())
+    assert (await place.stores[-1].registry()).callbacks[callback.id].health == KeptHealth()
 
 
 @pytest.mark.parametrize("how", ["enabled", "registered again"])
 @pytest.mark.parametrize("is_disabled", [False, True])
-async def test_whoever_is_enabled_is_well_and_its_outage_counts(store: Store, place: Place, how: str, is_disabled: bool) -> None:
+async def test_whoever_is_enabled_is_well(store: Store, place: Place, how: str, is_disabled: bool) -> None:
     callback = await register(store)
-    await store.keep_health(callback.id, KeptHealth(BEGINNING, 100.0))
+    await store.keep_health(callback.id, KeptHealth(BEGINNING))
     if is_disabled:
         await store.disable_callback(callback.id, "failing for 5 days")
     place.clock.advance(50)
@@ -358,19 +358,11 @@ async def test_whoever_is_enabled_is_well_and_its_outage_counts(store: Store, pl
         assert await store.enable_callback(callback.code)
     else:
         await register(store)
-    assert (await store.registry()).callbacks[callback.id].health == KeptHealth(None, 150.0)
-
-
-async def test_an_outage_under_a_clock_that_was_set_back_makes_no_time(store: Store, place: Place) -> None:
-    callback = await register(store)
-    await store.keep_health(callback.id, KeptHealth(BEGINNING, 100.0))
-    place.clock.set_wall(timedelta(hours=-2))
-    await register(store)
-    assert (await store.registry()).callbacks[callback.id].health == KeptHealth(None, 100.0)
+    assert (await store.registry()).callbacks[callback.id].health == KeptHealth()
 
 
 async def test_the_health_of_what_is_not_there_is_kept_without_a_word(store: Store) -> None:
-    await store.keep_health(987_654, KeptHealth(BEGINNING, 1.0))
+    await store.keep_health(987_654, KeptHealth(BEGINNING))
     assert (await store.registry()).callbacks == {}
 
 

@@ -28,7 +28,7 @@ def copy_of(delivery: Delivery) -> Delivery:
         delivery.callback_id,
         delivery.attempts,
         delivery.due_at,
-        delivery.parked_s,
+        delivery.age_s,
         delivery.row,
         delivery.receipt,
     )

@@ -25,11 +25,10 @@ class Client:
 class KeptHealth:
     """What the store keeps of a callback's health, so that an outage goes on being one over a restart.
 
-    `failing_since` is None while it is well; `parked_s` is for how many seconds in all it had been parked before that.
+    `failing_since` is None while it is well.
     """
 
     failing_since: datetime | None = None
-    parked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,16 +81,18 @@ class Delivery(msgspec.Struct, gc=False, eq=False):
     """One event for one callback.
 
     `row` is its place in the callback's backlog in the store, 0 while it has none. `receipt` is the store's own business: what
-    it wants to see again when the delivery is settled.
+    it wants to see again when the delivery is settled. Healthy time is counted while it is in memory, by a clock that nobody
+    sets: it stands still while its callback is parked, and a wall clock that jumps makes nothing old.
     """
 
     event: Event
     callback_id: int
     attempts: int = 0
     due_at: datetime | None = None  # None: at once
-    parked_s: float = 0.0  # for how many seconds in all its callback had been parked when this delivery came
+    age_s: float = 0.0  # its healthy time until `since_s`
     row: int = 0
     receipt: Any = None
+    since_s: float = 0.0  # when it came into the dispatcher's hands, or was written down last, on the loop's clock
 
     @property
     def lane(self) -> LaneKey:

@@ -28,6 +28,7 @@ CONVINCING = 10  # successes after an outage, after which one failure is a failu
 FIRST_PROBE = timedelta(seconds=5)
 LONGEST_PROBE = timedelta(minutes=5)
 DISABLED_AFTER = timedelta(days=5)
+LEAST_LOOK = timedelta(hours=1)  # by one process, before it disables a callback
 
 
 class State(StrEnum):
@@ -83,46 +84,50 @@ _FRUITLESS = frozenset({Sign.FAILURE, Sign.UNDECIDED})
 
 @dataclass(slots=True)
 class Health:
-    """One callback's state and what leads to the next."""
+    """One callback's state and what leads to the next. Times are seconds on a clock that nobody sets."""
 
     state: State = State.HEALTHY
     failures: int = 0  # in a row
     successes: int = 0  # since it recovers
-    failing_since: datetime | None = None
-    parked_s: float = 0.0  # in all, this outage apart
+    failing_from_s: float | None = None  # None: it is not
     probe_wait: timedelta = FIRST_PROBE
 
     @classmethod
-    def restored(cls, kept: KeptHealth) -> Health:
-        """Go on where an earlier process was: an outage goes on being one, with a probe soon."""
-        state = State.HEALTHY if kept.failing_since is None else State.FAILING
-        return cls(state, failing_since=kept.failing_since, parked_s=kept.parked_s)
+    def restored(cls, kept: KeptHealth, now: datetime, now_s: float) -> Health:
+        """Go on where an earlier process was: an outage goes on being one, with a probe soon.
+
+        How long it lasts already is the wall clock's word. It may be wrong just now, so this process looks for itself as well,
+        for an hour at least, before it gives the callback up.
+        """
+        if kept.failing_since is None:
+            return cls()
+        outage = min(now - kept.failing_since, DISABLED_AFTER - LEAST_LOOK)
+        return cls(State.FAILING, failing_from_s=now_s - max(0.0, outage.total_seconds()))
 
     @property
     def is_parked(self) -> bool:
         """Whether its deliveries wait in the store."""
         return self.state in PARKED
 
-    @property
-    def kept(self) -> KeptHealth:
+    def kept(self, now: datetime, now_s: float) -> KeptHealth:
         """What the store keeps of it."""
-        return KeptHealth(self.failing_since, self.parked_s)
+        return KeptHealth(None if self.failing_from_s is None else now - timedelta(seconds=self.outage_s(now_s)))
 
-    def parked_by(self, now: datetime) -> float:
-        """For how many seconds in all it has been parked until now: what the deadlines of its deliveries stand still for."""
-        return self.parked_s + self._outage_s(now)
+    def outage_s(self, now_s: float) -> float:
+        """For how many seconds it has been failing."""
+        return 0.0 if self.failing_from_s is None else now_s - self.failing_from_s
 
-    def note(self, sign: Sign, now: datetime) -> bool:
+    def note(self, sign: Sign, now_s: float) -> bool:
         """Take a sign; whether the state changed."""
-        following = STEPS.get((self.state, self._weighed(sign, now)))
+        following = STEPS.get((self.state, self._weighed(sign, now_s)))
         if following is None:
             return False
         came_from, self.state = self.state, following
         if came_from is not following:
-            self._enter(came_from, sign, now)
+            self._enter(came_from, sign, now_s)
         return came_from is not following
 
-    def _weighed(self, sign: Sign, now: datetime) -> Sign:
+    def _weighed(self, sign: Sign, now_s: float) -> Sign:
         """What a sign amounts to after those before it."""
         if sign is Sign.SUCCESS:
             self._count_success()
@@ -130,7 +135,7 @@ class Health:
             self.failures += 1
             if self._is_too_many():
                 return Sign.TOO_MANY_FAILURES
-        if sign in _FRUITLESS and self.is_parked and self._outage_s(now) >= DISABLED_AFTER.total_seconds():
+        if sign in _FRUITLESS and self.is_parked and self.outage_s(now_s) >= DISABLED_AFTER.total_seconds():
             return Sign.GIVEN_UP
         return sign
 
@@ -150,23 +155,19 @@ class Health:
             case _:
                 return False
 
-    def _enter(self, came_from: State, sign: Sign, now: datetime) -> None:
+    def _enter(self, came_from: State, sign: Sign, now_s: float) -> None:
         match self.state:
             case State.FAILING if came_from is State.PROBING:
                 self.probe_wait = FIRST_PROBE if sign is Sign.UNDECIDED else min(self.probe_wait * 2, LONGEST_PROBE)
             case State.FAILING:
-                self.failing_since = now
+                self.failing_from_s = now_s
             case State.RECOVERING:
                 self.failures = self.successes = 0
-                self.parked_s, self.failing_since = self.parked_by(now), None
+                self.failing_from_s = None
             case State.HEALTHY:
                 self.probe_wait = FIRST_PROBE
             case _:
                 pass
-
-    def _outage_s(self, now: datetime) -> float:
-        """How long this outage lasts. A clock that was set back makes no time."""
-        return 0.0 if self.failing_since is None else max(0.0, (now - self.failing_since).total_seconds())
 
 
 _CROWDED = 2.0  # times the usual: from here on an answer takes long because too much is asked at once

@@ -63,7 +63,7 @@ class CallbackData(msgspec.Struct):
 
 _NO_CAUSE = Cause()
 _ENCODER = msgspec.json.Encoder()
-_PARTS_KEPT = 16_384  # of each kind; most recur in all events of their call, and this many calls may be in progress at once
+_PARTS_KEPT = 8_192  # of each kind; most recur in all events of their call, and this many calls may be in progress at once
 
 # A run of members as JSON, and the same as the form carries it. Escaping goes by the character, so escaped parts can be joined.
 Part = tuple[str, str]

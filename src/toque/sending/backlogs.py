@@ -95,9 +95,7 @@ class Backlogs:
 
     def take(self, queue: CallbackQueue, delivery: Delivery) -> None:
         """A new delivery for a callback that is behind, or that holds as much as it may."""
-        if queue.health.is_parked:
-            delivery.parked_s = queue.health.parked_by(self._clock())
-        elif queue.landing is not None:
+        if queue.landing is not None and not queue.health.is_parked:
             if len(queue.landing) < self._room.window // 4 and self._room.free > 0:
                 self._land(queue, queue.landing, delivery)
                 return
@@ -233,6 +231,9 @@ class Backlogs:
         self.want(queue)
 
     def _arrived(self, queue: CallbackQueue, page: list[Delivery], *, is_probe: bool, is_last: bool) -> None:
+        now_s = self._agenda.time()
+        for delivery in page:
+            delivery.since_s = now_s
         if is_probe:
             queue.is_dry = not page and not queue.has_left
             if page:

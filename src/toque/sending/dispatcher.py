@@ -142,7 +142,7 @@ class Dispatcher:
         callback = self._registry.callbacks.get(callback_id) if self._registry is not None else None
         if callback is None or callback.disabled_at is not None:
             return State.DISABLED
-        return Health.restored(callback.health).state
+        return Health.restored(callback.health, self._clock(), self._time()).state
 
     def parked(self) -> int:
         """How many callbacks fail, so that their deliveries wait in the store."""
@@ -172,12 +172,11 @@ class Dispatcher:
     def offer(self, deliveries: Iterable[Delivery]) -> None:
         """Take deliveries that were accepted just now, in the order of acceptance; each is offered once."""
         queues, turns, room = self._queues, self._turns, self._room
-        window, free, taken = room.window, room.free, 0
+        window, free, taken, now_s = room.window, room.free, 0, self._time()
         for delivery in deliveries:
             queue = queues.get(delivery.callback_id) or self._open(delivery.callback_id)
             queue.has_news = True
-            if queue.parked_s:
-                delivery.parked_s = queue.parked_s
+            delivery.since_s = now_s
             if queue.is_behind or queue.held >= window or taken >= free:
                 room.held += taken
                 self._backlogs.take(queue, delivery)
@@ -256,8 +255,7 @@ class Dispatcher:
         """The callback became known, or is back."""
         if queue.is_new:
             queue.is_new = queue.is_dropped = False
-            queue.health = Health.restored(callback.health)
-            queue.parked_s = queue.health.parked_s
+            queue.health = Health.restored(callback.health, self._clock(), self._time())
             queue.is_well = queue.health.state is State.HEALTHY
             if queue.health.is_parked:
                 self._backlogs.release(queue)
@@ -327,7 +325,7 @@ class Dispatcher:
         queue, delivery = lane.queue, lane.head
         status, retry_after, answer, excerpt = _read(outcome)
         now, now_s = self._clock(), self._time()
-        verdict = self._judged(lane, status, retry_after, now)
+        verdict = self._judged(lane, status, retry_after, now, now_s)
         if queue.health.state is State.PROBING and isinstance(verdict, TryAgain) and status not in UNWELCOME:
             self._log.debug("callback.probe_failed", callback=queue.callback_id, answer=answer)
             self._leave_again(lane)
@@ -338,14 +336,13 @@ class Dispatcher:
         if not queue.is_over:
             self._conclude(queue, status, verdict, now_s)
 
-    def _judged(self, lane: Lane, status: int | None, retry_after: str | None, now: datetime) -> TryAgain | GiveUp:
+    def _judged(self, lane: Lane, status: int | None, retry_after: str | None, now: datetime, now_s: float) -> TryAgain | GiveUp:
         queue, delivery = lane.queue, lane.head
-        parked = timedelta(seconds=max(0.0, queue.health.parked_by(now) - delivery.parked_s))
         verdict = judge(
             status,
             retry_after,
             attempts=delivery.attempts + 1,
-            age=now - delivery.event.accepted_at - parked,
+            age=timedelta(seconds=delivery.age_s + now_s - delivery.since_s),
             now=now,
             chance=self._chance(),
         )

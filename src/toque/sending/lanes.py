@@ -104,7 +104,6 @@ class CallbackQueue(msgspec.Struct, eq=False):
 
     # How it stands
     is_well: bool = True  # a success would be no news
-    parked_s: float = 0.0  # for how long it was parked in all, while it is not
     probes: int = 0  # of this outage
     is_probe_due: bool = False
     is_dry: bool = False  # it is to be probed, and nothing waits for it
@@ -189,5 +188,5 @@ class CallbackQueue(msgspec.Struct, eq=False):
             not (self.held or self.in_use or self.is_behind or self.leaving or self.paused_until or self.has_turn)
             and self.is_well
             and self.writer is not None
-            and self.health.kept == self.writer.callback.health
+            and self.writer.callback.health.failing_since is None
         )

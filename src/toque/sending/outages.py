@@ -57,7 +57,7 @@ class Outages:
             return
         health = queue.health
         came_from = health.state
-        if health.note(sign, self._clock()):
+        if health.note(sign, self._agenda.time()):
             self._entered(queue, came_from, sign)
         queue.is_well = queue.health.state is State.HEALTHY and not health.failures
 
@@ -87,10 +87,13 @@ class Outages:
     def _park(self, queue: CallbackQueue) -> None:
         queue.allow()
         self.backlogs.release(queue)
-        self._keeping.keep(queue.callback_id, queue.health.kept)
+        self._keep(queue)
         self._bound(queue).warning("callback.failing", failures=queue.health.failures)
         queue.probes = 0
         self._plan_probe(queue)
+
+    def _keep(self, queue: CallbackQueue) -> None:
+        self._keeping.keep(queue.callback_id, queue.health.kept(self._clock(), self._agenda.time()))
 
     def _plan_probe(self, queue: CallbackQueue) -> None:
         wait_s = queue.health.probe_wait.total_seconds() * (1 + JITTER * (2 * self._chance() - 1))
@@ -125,11 +128,10 @@ class Outages:
 
     def _recover(self, queue: CallbackQueue) -> None:
         queue.allowance = Allowance(queue.allowance.cap)
-        queue.parked_s = queue.health.parked_s
         queue.is_probe_due = False
         queue.allow()
-        self._keeping.keep(queue.callback_id, queue.health.kept)
-        self._bound(queue).info("callback.recovering", parked_s=round(queue.parked_s, 1))
+        self._keep(queue)
+        self._bound(queue).info("callback.recovering")
         if queue.is_behind:
             self.backlogs.want(queue)
         else:

@@ -15,8 +15,6 @@ from toque.sending.agenda import Agenda
 from toque.sending.lanes import READY, WAITING, CallbackQueue, Lane
 from toque.sending.turns import Turns
 
-_LONGEST_WAIT_S = RETRIES[-1].total_seconds() * (1 + JITTER)  # a stored due time further away comes from a clock that was wrong
-
 
 class Retries:
     """Brings lanes back into their queues' lines."""
@@ -40,7 +38,7 @@ class Retries:
     def begin(self, lane: Lane) -> None:
         """The lane has a head that was not tried since it was read: it goes when its time has come."""
         due_at = lane.head.due_at
-        wait_s = 0.0 if due_at is None else min((due_at - self._clock()).total_seconds(), _LONGEST_WAIT_S)
+        wait_s = 0.0 if due_at is None else min((due_at - self._clock()).total_seconds(), _longest_wait_s(lane.head.attempts))
         if wait_s > 0:
             self._agenda.at(self._agenda.time() + wait_s, self.make_ready, lane)
         else:
@@ -82,3 +80,8 @@ class Retries:
         if lane.state == WAITING:
             self.begin(lane)
         self._became_late(queue)
+
+
+def _longest_wait_s(attempts: int) -> float:
+    """How long a wait after so many attempts is at most: a stored due time further away comes from a clock that was wrong."""
+    return RETRIES[min(max(attempts, 1), len(RETRIES)) - 1].total_seconds() * (1 + JITTER)

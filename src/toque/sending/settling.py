@@ -76,6 +76,9 @@ class Settling:
 
     def write(self, delivery: Delivery, state: DeliveryState, outcome: str = "") -> None:
         """Write this down with the next batch, in the place of what was to be written of the delivery so far, if anything."""
+        now_s = self._agenda.time()
+        delivery.age_s += now_s - delivery.since_s
+        delivery.since_s = now_s
         self.others[delivery] = Settlement(delivery, state, outcome)
         self.wake()
 

@@ -55,7 +55,6 @@ MIGRATIONS: tuple[str, ...] = (
         disabled_at INTEGER,
         disabled_reason TEXT,
         failing_since INTEGER,
-        parked_s REAL NOT NULL DEFAULT 0.0,
         dead_through INTEGER NOT NULL DEFAULT 0,      -- rows of `deliveries` that waited when it was last disabled,
         dead_through_seq INTEGER NOT NULL DEFAULT 0,  -- and events that were accepted until then
         dead_at INTEGER,
@@ -130,7 +129,7 @@ MIGRATIONS: tuple[str, ...] = (
         state TEXT NOT NULL CHECK (state IN ('waiting', 'dead')),
         attempts INTEGER NOT NULL CHECK (attempts >= 0),
         due_at INTEGER,
-        parked_s REAL NOT NULL,
+        age_s REAL NOT NULL,  -- healthy time that it has had
         settled_at INTEGER,
         outcome TEXT,
         event TEXT NOT NULL,

@@ -199,7 +199,7 @@ class SqliteStore:
 
     async def enable_callback(self, code: str) -> bool:
         """See `Store.enable_callback`."""
-        return await self._write(lambda c: accounts.enable_callback(c, code, self._clock()))
+        return await self._write(lambda c: accounts.enable_callback(c, code))
 
     async def keep_health(self, callback_id: int, health: KeptHealth) -> None:
         """See `Store.keep_health`."""

@@ -24,10 +24,10 @@ ROOM = 4  # as many events as a side can have
 _WAITING, _DELIVERED, _DEAD = (str(state) for state in DeliveryState)
 
 _LOG = "INSERT INTO outcomes (settled_at, open_from, entries) VALUES (?, ?, ?)"
-_ADD = """INSERT INTO deliveries (row, callback_id, event_seq, state, attempts, due_at, parked_s, settled_at, outcome, event)
+_ADD = """INSERT INTO deliveries (row, callback_id, event_seq, state, attempts, due_at, age_s, settled_at, outcome, event)
     VALUES {values} ON CONFLICT DO NOTHING"""
-_UPDATE = """WITH told (row, state, attempts, due_at, parked_s, settled_at, outcome) AS (VALUES {values})
-    UPDATE deliveries SET state = told.state, attempts = told.attempts, due_at = told.due_at, parked_s = told.parked_s,
+_UPDATE = """WITH told (row, state, attempts, due_at, age_s, settled_at, outcome) AS (VALUES {values})
+    UPDATE deliveries SET state = told.state, attempts = told.attempts, due_at = told.due_at, age_s = told.age_s,
         settled_at = told.settled_at, outcome = told.outcome
     FROM told WHERE deliveries.row = told.row AND deliveries.state = 'waiting'"""
 _DROP_DELIVERED = """DELETE FROM deliveries WHERE row IN (VALUES {values}) AND state = 'waiting'
@@ -39,20 +39,20 @@ _WITH_LATER_ROWS = """SELECT wanted.column1 FROM (VALUES {values}) AS wanted WHE
     WHERE d.callback_id = wanted.column1 AND d.event_seq > wanted.column2 AND d.state = 'waiting')"""
 _LATER_OF_CALL = """SELECT row, event FROM deliveries
     WHERE callback_id = ? AND event_seq > ? AND state = 'waiting' AND row > ? AND instr(event, ?) > 0 ORDER BY event_seq"""
-_STANDINGS = """SELECT id, disabled_reason, dead_through, dead_through_seq, dead_reason, failing_since, parked_s
+_STANDINGS = """SELECT id, disabled_reason, dead_through, dead_through_seq, dead_reason
     FROM callbacks WHERE removed_at IS NULL AND id IN (VALUES {values})"""
 _OUTCOMES = "SELECT entries FROM outcomes WHERE id > ?"
 _PAGE = """SELECT group_concat(
-        '[' || row || ',' || attempts || ',' || coalesce(due_at, 'null') || ',' || parked_s || ',' || event || ']')
-    FROM (SELECT row, attempts, due_at, parked_s, event FROM deliveries
+        '[' || row || ',' || attempts || ',' || coalesce(due_at, 'null') || ',' || age_s || ',' || event || ']')
+    FROM (SELECT row, attempts, due_at, age_s, event FROM deliveries
         WHERE callback_id = :id AND state = 'waiting' AND row > max(:after,
             (SELECT dead_through FROM callbacks WHERE id = :id AND removed_at IS NULL))
         ORDER BY row LIMIT :limit)"""
 _DEAD_PAGE = """SELECT * FROM (
-        SELECT row, attempts, parked_s, settled_at, outcome, event FROM deliveries
+        SELECT row, attempts, age_s, settled_at, outcome, event FROM deliveries
         WHERE callback_id = :id AND state = 'dead' AND row > :after ORDER BY row LIMIT :limit)
     UNION ALL SELECT * FROM (
-        SELECT d.row, d.attempts, d.parked_s, c.dead_at, c.dead_reason, d.event FROM deliveries AS d
+        SELECT d.row, d.attempts, d.age_s, c.dead_at, c.dead_reason, d.event FROM deliveries AS d
         JOIN callbacks AS c ON c.id = d.callback_id
         WHERE d.callback_id = :id AND d.state = 'waiting' AND d.row > :after AND d.row <= c.dead_through
         ORDER BY d.row LIMIT :limit)
@@ -95,7 +95,7 @@ class _Waiting(msgspec.Struct, array_like=True, gc=False):
     row: int
     attempts: int
     due_at: int | None
-    parked_s: float
+    age_s: float
     event: StoredEvent
 
 
@@ -112,16 +112,10 @@ class Standing(NamedTuple):
     dead_through: int
     dead_through_seq: int
     dead_reason: str | None
-    failing_since: int | None
-    parked_s: float
 
     def refuses(self, seq: int) -> str | None:
         """Why an event that has no row yet can only be dead: the callback is, or was since the event was accepted, disabled."""
         return self.disabled_reason or (self.dead_reason if seq <= self.dead_through_seq else None)
-
-    def parked_by(self, now: int) -> float:
-        """For how many seconds in all it has been parked, as far as the store knows."""
-        return self.parked_s + (0.0 if self.failing_since is None else max(0, now - self.failing_since) / 1e6)
 
 
 def standings(connection: sqlite3.Connection, callback_ids: Iterable[int]) -> dict[int, Standing]:
@@ -180,7 +174,7 @@ class Backlog:
                 is_dead = state is DeliveryState.DEAD
                 due_at = None if is_dead else to_us_or_none(delivery.due_at)
                 rows.append(
-                    (delivery.row, str(state), delivery.attempts, due_at, delivery.parked_s, at if is_dead else None, outcome)
+                    (delivery.row, str(state), delivery.attempts, due_at, delivery.age_s, at if is_dead else None, outcome)
                 )
         write_many(connection, _UPDATE, rows)
 
@@ -199,7 +193,7 @@ class Backlog:
             due_at, died_at = (None, settling.settled_at) if is_dead else (to_us_or_none(delivery.due_at), None)
             settling.entries.append((event.seq, delivery.callback_id, delivery.attempts, word))
             fresh[place] = (
-                0, delivery.callback_id, event.seq, word, delivery.attempts, due_at, delivery.parked_s, died_at,
+                0, delivery.callback_id, event.seq, word, delivery.attempts, due_at, delivery.age_s, died_at,
                 refused or outcome, render_event(event),
             )  # fmt: skip
         rows = self.add(connection, list(fresh.values()), known)
@@ -278,7 +272,7 @@ def _recovered(callback_id: int, event: Event, callback: Standing, now: int) -> 
     refused = callback.refuses(event.seq)
     state, died_at = (_WAITING, None) if refused is None else (_DEAD, now)
     text = render_event(event)
-    return (0, callback_id, event.seq, state, 0, None, callback.parked_by(now), died_at, refused or "", text)
+    return (0, callback_id, event.seq, state, 0, None, 0.0, died_at, refused or "", text)
 
 
 def _mentioned_since(connection: sqlite3.Connection, start: int) -> set[tuple[int, int]]:
@@ -330,7 +324,7 @@ def page(connection: sqlite3.Connection, callback_id: int, after: int, limit: in
     if text is None:
         return []
     return [
-        Delivery(w.event.known(), callback_id, w.attempts, from_us_or_none(w.due_at), w.parked_s, w.row)
+        Delivery(w.event.known(), callback_id, w.attempts, from_us_or_none(w.due_at), w.age_s, w.row)
         for w in _PAGES.decode(f"[{text}]")
     ]
 
@@ -342,9 +336,9 @@ def dead(connection: sqlite3.Connection, callback_id: int, after: int, limit: in
     rows = connection.execute(_DEAD_PAGE, {"id": callback_id, "after": after, "limit": limit}).fetchall()
     return [
         DeadDelivery(
-            Delivery(parse_event(event).known(), callback_id, attempts, None, parked_s, row), from_us(died_at), outcome or ""
+            Delivery(parse_event(event).known(), callback_id, attempts, None, age_s, row), from_us(died_at), outcome or ""
         )
-        for row, attempts, parked_s, died_at, outcome, event in rows
+        for row, attempts, age_s, died_at, outcome, event in rows
     ]
 
 

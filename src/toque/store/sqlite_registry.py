@@ -20,7 +20,7 @@ from toque.store.sqlite_backlog import last_row
 from toque.store.sqlite_rows import from_us, from_us_or_none, to_us, to_us_or_none
 
 _CALLBACK_COLUMNS = """id, code, client_id, url, credentials, pin, secret, old_secret, old_secret_until, created_at,
-    disabled_at, disabled_reason, failing_since, parked_s"""
+    disabled_at, disabled_reason, failing_since"""
 _SEALED_COLUMNS = ("value", "credentials", "secret", "old_secret")
 CODE_BYTES = 20  # 40 hex digits
 _LAST_CHARACTER = chr(0x10FFFF)
@@ -60,7 +60,7 @@ def _lines(connection: sqlite3.Connection, which: str = "TRUE", values: Sequence
 def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
     (
         identifier, code, client_id, url, credentials, pin, secret, old_secret, old_until, created_at, disabled_at, reason,
-        failing_since, parked_s,
+        failing_since,
     ) = row  # fmt: skip
     until = from_us_or_none(old_until)
     secrets = [secret, *([old_secret] if until is not None and until > now else [])]
@@ -76,7 +76,7 @@ def _callback(row: Sequence[Any], sealer: Sealer, now: datetime) -> Callback:
         old_secret_until=until,
         disabled_at=from_us_or_none(disabled_at),
         disabled_reason=reason,
-        health=KeptHealth(from_us_or_none(failing_since), parked_s),
+        health=KeptHealth(from_us_or_none(failing_since)),
     )
 
 
@@ -285,7 +285,7 @@ def register_callback(
         ).fetchone()
     else:  # registering again is also how a customer brings a disabled URL back
         connection.execute("UPDATE callbacks SET credentials = ? WHERE id = ?", (sealed, row[0]))
-        _enable(connection, row[0], now)
+        _enable(connection, row[0])
     _changed(connection)
     found = connection.execute(f"SELECT {_CALLBACK_COLUMNS} FROM callbacks WHERE id = ?", (row[0],)).fetchone()  # noqa: S608
     return Registered(_callback(found, sealer, now), is_new)
@@ -316,31 +316,25 @@ def disable_callback(connection: sqlite3.Connection, callback_id: int, reason: s
         _put_off(connection, "disabled callback", str(callback_id), row)
 
 
-def enable_callback(connection: sqlite3.Connection, code: str, now: datetime) -> bool:
+def enable_callback(connection: sqlite3.Connection, code: str) -> bool:
     """See `Store.enable_callback`."""
     row = connection.execute("SELECT id FROM callbacks WHERE code = ? AND removed_at IS NULL", (code,)).fetchone()
     if row is not None:
-        _enable(connection, row[0], now)
+        _enable(connection, row[0])
         _changed(connection)
     return row is not None
 
 
-def _enable(connection: sqlite3.Connection, callback_id: int, now: datetime) -> None:
-    """It is well, as far as we know. What its last disabling took with it stays dead; its outage counts as parked time."""
+def _enable(connection: sqlite3.Connection, callback_id: int) -> None:
+    """It is well, as far as we know. What its last disabling took with it stays dead."""
     connection.execute(
-        """UPDATE callbacks SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL,
-               parked_s = parked_s + max(0, coalesce(? - failing_since, 0)) / 1e6
-           WHERE id = ?""",
-        (to_us(now), callback_id),
+        "UPDATE callbacks SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL WHERE id = ?", (callback_id,)
     )
 
 
 def keep_health(connection: sqlite3.Connection, callback_id: int, health: KeptHealth) -> None:
     """See `Store.keep_health`."""
-    connection.execute(
-        "UPDATE callbacks SET failing_since = ?, parked_s = ? WHERE id = ?",
-        (to_us_or_none(health.failing_since), health.parked_s, callback_id),
-    )
+    connection.execute("UPDATE callbacks SET failing_since = ? WHERE id = ?", (to_us_or_none(health.failing_since), callback_id))
 
 
 def rotate_callback(

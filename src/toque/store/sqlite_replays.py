@@ -176,7 +176,7 @@ def requeue(connection: sqlite3.Connection, backlog: Backlog, replay_id: int, li
     if callback.disabled_reason is not None:  # it would only die there; the replay waits until the callback is enabled
         return replay
     stretch = (_dead_stretch if replay.is_for_dead else _stretch)(connection, replay, callback, through, limit)
-    rows = [_row(replay.callback_id, event, callback, now) for event in stretch.events]
+    rows = [_row(replay.callback_id, event) for event in stretch.events]
     requeued = _put(connection, backlog, rows, callback.dead_through)
     return _moved(connection, replay, stretch, requeued, now)
 
@@ -257,8 +257,6 @@ def _put(connection: sqlite3.Connection, backlog: Backlog, rows: Sequence[Row], 
     return len(wanted)
 
 
-def _row(callback_id: int, event: Event, callback: Standing, now: datetime) -> Row:
-    """A delivery as if its event had been accepted now: the time until then counts as time in which it was parked."""
-    age_s = (now - event.accepted_at).total_seconds()
-    parked_s = callback.parked_by(to_us(now)) - max(0.0, age_s)
-    return (0, callback_id, event.seq, "waiting", 0, None, parked_s, None, "", render_event(event))
+def _row(callback_id: int, event: Event) -> Row:
+    """A delivery as if its event had been accepted now."""
+    return (0, callback_id, event.seq, "waiting", 0, None, 0.0, None, "", render_event(event))

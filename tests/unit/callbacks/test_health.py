@@ -23,8 +23,10 @@ from toque.callbacks.health import (
     State,
 )
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-SECOND = timedelta(seconds=1)
+WALL = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOW = 5000.0  # on a clock that nobody sets
+SECOND, HOUR, DAY = 1.0, 3600.0, 86_400.0
+FIVE_DAYS = DISABLED_AFTER.total_seconds()
 
 
 def brought_to(state: State) -> Health:
@@ -57,9 +59,9 @@ def test_every_row_of_the_table_is_taken(pair: tuple[State, Sign], following: St
 )
 def test_a_pair_without_a_row_changes_nothing(state: State, sign: Sign) -> None:
     health = brought_to(state)
-    before = (health.state, health.kept, health.probe_wait)
+    before = (health.state, health.kept(WALL, NOW), health.probe_wait)
     assert not health.note(sign, NOW)
-    assert (health.state, health.kept, health.probe_wait) == before
+    assert (health.state, health.kept(WALL, NOW), health.probe_wait) == before
 
 
 def test_the_diagram_is_that_of_the_table() -> None:
@@ -135,45 +137,49 @@ def test_probes_come_often_again_once_it_has_convinced() -> None:
 @pytest.mark.parametrize("sign", [Sign.FAILURE, Sign.UNDECIDED])
 def test_five_days_of_failing_disable(sign: Sign) -> None:
     health = brought_to(State.PROBING)
-    health.note(sign, NOW + DISABLED_AFTER - SECOND)
+    health.note(sign, NOW + FIVE_DAYS - SECOND)
     assert health.state is State.FAILING
-    health.note(Sign.PROBE_DUE, NOW + DISABLED_AFTER)
-    assert health.note(sign, NOW + DISABLED_AFTER)
+    health.note(Sign.PROBE_DUE, NOW + FIVE_DAYS)
+    assert health.note(sign, NOW + FIVE_DAYS)
     assert health.state is State.DISABLED
 
 
 def test_a_success_in_five_days_begins_them_anew() -> None:
     health = brought_to(State.PROBING)
-    health.note(Sign.SUCCESS, NOW + timedelta(days=4))
-    health.note(Sign.FAILURE, NOW + timedelta(days=4))
-    health.note(Sign.PROBE_DUE, NOW + timedelta(days=8))
-    health.note(Sign.FAILURE, NOW + timedelta(days=8))
+    health.note(Sign.SUCCESS, NOW + 4 * DAY)
+    health.note(Sign.FAILURE, NOW + 4 * DAY)
+    health.note(Sign.PROBE_DUE, NOW + 8 * DAY)
+    health.note(Sign.FAILURE, NOW + 8 * DAY)
     assert health.state is State.FAILING
 
 
-def test_parked_time_adds_up() -> None:
+def test_an_outage_is_kept_as_the_wall_clock_has_it() -> None:
     health = brought_to(State.PROBING)
-    assert health.parked_by(NOW + 30 * SECOND) == 30
-    health.note(Sign.SUCCESS, NOW + 40 * SECOND)
-    assert health.kept == KeptHealth(None, 40)
-    assert health.parked_by(NOW + timedelta(hours=1)) == 40
-    health.note(Sign.FAILURE, NOW + 50 * SECOND)
-    assert health.kept == KeptHealth(NOW + 50 * SECOND, 40)
-    assert health.parked_by(NOW + 60 * SECOND) == 50
-
-
-def test_a_clock_that_is_set_back_makes_no_time() -> None:
-    health = brought_to(State.FAILING)
-    assert health.parked_by(NOW - timedelta(hours=1)) == 0
+    assert health.outage_s(NOW + 30) == 30
+    assert health.kept(WALL, NOW + 30) == KeptHealth(WALL - timedelta(seconds=30))
+    health.note(Sign.SUCCESS, NOW + 40)
+    assert health.kept(WALL, NOW + 40) == KeptHealth()
+    assert health.outage_s(NOW + HOUR) == 0
 
 
 def test_an_outage_goes_on_over_a_restart() -> None:
-    kept = KeptHealth(NOW, 7)
-    health = Health.restored(kept)
+    health = Health.restored(KeptHealth(WALL - timedelta(days=4)), WALL, NOW)
     assert health.state is State.FAILING
-    assert health.kept == kept
-    assert health.parked_by(NOW + SECOND) == 8
-    assert Health.restored(KeptHealth(None, 7)).state is State.HEALTHY
+    assert health.outage_s(NOW) == 4 * DAY
+    assert Health.restored(KeptHealth(), WALL, NOW).state is State.HEALTHY
+
+
+@pytest.mark.parametrize("since", [timedelta(days=-40), timedelta(days=-17_000), timedelta(days=300)])
+def test_a_process_looks_for_itself_for_an_hour_before_it_gives_up(since: timedelta) -> None:
+    """The wall clock may be wrong when it starts."""
+    health = Health.restored(KeptHealth(WALL + since), WALL, NOW)
+    for hours in (0.1, 0.5, 0.99):
+        health.note(Sign.PROBE_DUE, NOW + hours * HOUR)
+        health.note(Sign.FAILURE, NOW + hours * HOUR)
+        assert health.state is State.FAILING
+    health.note(Sign.PROBE_DUE, NOW + HOUR)
+    health.note(Sign.FAILURE, NOW + HOUR)
+    assert health.state is (State.DISABLED if since < timedelta() else State.FAILING)
 
 
 # How many posts at once

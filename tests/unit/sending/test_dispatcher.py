@@ -19,7 +19,7 @@ from tests.support.dispatching import (
     make_delivery,
     registry_of,
 )
-from tests.support.store_double import key_of
+from tests.support.store_double import StoreDouble, key_of
 
 from toque.callbacks.delivery import DEADLINE, JITTER, RETRIES, DeliveryState
 from toque.sending.transport import Answered, Forbidden, Outcome, Unreachable
@@ -400,13 +400,12 @@ async def test_after_a_day_of_failures_a_delivery_is_dead() -> None:
         assert at.store.of(deliveries[1]).state is DeliveryState.DELIVERED
 
 
-async def test_what_waited_through_a_long_outage_of_ours_is_still_tried_once() -> None:
+async def test_what_waited_through_a_long_outage_of_ours_has_its_whole_time_before_it() -> None:
     async with desk() as at:
         old = make_delivery("old", accepted_at=START - timedelta(days=3))
         at.offer([old])
         await at.end_all(Answered(500))
-        assert at.store.of(old).state is DeliveryState.DEAD
-        assert len(at.posting.attempts) == 1
+        assert at.store.of(old).state is DeliveryState.WAITING
 
 
 # The wall clock is set
@@ -427,9 +426,21 @@ async def test_waits_do_not_notice_that_the_wall_clock_is_set(by: timedelta) -> 
         assert len(at.posting.attempts) == 4
 
 
-async def test_deadlines_go_by_the_wall_clock() -> None:
+@pytest.mark.parametrize("by", [timedelta(hours=25), timedelta(days=20_000), timedelta(days=-15_000)])
+async def test_deadlines_do_not_notice_that_the_wall_clock_is_set(by: timedelta) -> None:
     async with desk() as at:
         at.offer(make_call(events=1))
-        at.clock.set_wall(timedelta(hours=25))
+        at.clock.set_wall(by)
         await at.end_all(Answered(500))
-        assert at.store.last.state is DeliveryState.DEAD
+        assert at.store.last.state is DeliveryState.WAITING
+
+
+async def test_a_stored_due_time_of_a_clock_that_was_ahead_holds_nothing_up() -> None:
+    store = StoreDouble()
+    store.put([make_delivery(attempts=1, due_at=START + timedelta(days=1))])
+    async with desk(store=store) as at:
+        at.dispatcher.resume(store.recover())
+        await at.rest()
+        assert at.posting.open == []
+        await at.pass_time(1.2)
+        assert len(at.posting.open) == 1

@@ -180,14 +180,14 @@ async def test_no_probe_goes_out_while_something_is_under_way() -> None:
 
 
 async def test_a_failing_callback_without_a_backlog_is_probed_with_its_next_event() -> None:
-    async with desk(make_callback(health=KeptHealth(START - timedelta(hours=1), 5.0))) as at:
+    async with desk(make_callback(health=KeptHealth(START - timedelta(hours=1)))) as at:
         assert at.dispatcher.health_of(1) is State.FAILING
         at.offer([make_delivery()])
         await at.rest()
         assert at.dispatcher.health_of(1) is State.PROBING
         await at.end(at.posting.open[0])
         assert at.dispatcher.health_of(1) is State.HEALTHY
-        assert at.store.healths == [(1, KeptHealth(None, 3605.0))]
+        assert at.store.healths == [(1, KeptHealth())]
 
 
 async def test_a_failing_callback_whose_backlog_was_emptied_waits_for_its_next_event() -> None:
@@ -315,7 +315,7 @@ async def test_health_is_kept_and_tried_again_until_it_is() -> None:
             for _ in range(4):
                 await at.pass_time(0.5)
         assert "callback.health_not_kept" in {log["event"] for log in logs}
-        assert [(number, health.parked_s) for number, health in at.store.healths] == [(1, 0.0)]
+        assert [number for number, _ in at.store.healths] == [1]
         assert at.store.healths[0][1].failing_since is not None
 
 
