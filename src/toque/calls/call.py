@@ -24,6 +24,8 @@ class Leg:
     rang: bool = False
     is_cancelled: bool = False  # by the switch
     cause: Cause | None = None  # set when the leg has ended
+    word: Status | None = None  # the switch's own word for that end
+    by: Party | None = None  # who ended it, where the switch says so
 
     @property
     def has_ended(self) -> bool:
@@ -65,6 +67,8 @@ class Call:
     answered_by: str | None = None
     ended_at: datetime | None = None
     gave_up: bool = False
+    word: Status | None = None  # the switch's own word for the caller's end
+    is_callers_ringing: bool = False  # what rang so far is the caller's own telephone
     legs: dict[str, Leg] = field(default_factory=dict)  # those that have ended stand in the order of their ends
     cause: Cause | None = None
     hung_up_by: Party | None = None
@@ -110,7 +114,7 @@ def outcome(call: Call) -> Status:
         call.hung_up_by = Party.CALLER
         return Status.CANCELLED
     rang = call.ringing_at is not None
-    if root.sip is not None and root.sip >= 600:  # a global failure ends every other leg (RFC 3261, 16.7 step 5)
+    if root.sip is not None and root.sip >= 600 and call.word is None:  # it ends every other leg (RFC 3261, 16.7 step 5)
         call.hung_up_by = ender_of(root)
         return word_for(root, rang=rang)
     # Where the caller heard ringing but no leg was seen to ring, any may have.
@@ -118,11 +122,14 @@ def outcome(call: Call) -> Status:
     ends = [_word_of_leg(leg, root, rang=leg.rang or all_may_have_rung) for leg in call.legs.values() if leg.has_ended]
     word = word_of_group([word for word, _ in ends])
     if word is None:
-        call.hung_up_by = ender_of(root)
-        return word_for(root, rang=rang)
-    call.cause = next(cause for of_leg, cause in reversed(ends) if of_leg is word)
-    stopped = any(leg.is_cancelled for leg in call.legs.values())
-    call.hung_up_by = Party.NETWORK if word is Status.NO_ANSWER and stopped else ender_of(call.cause)
+        call.hung_up_by = call.hung_up_by or ender_of(root)
+        return call.word or word_for(root, rang=rang)
+    ended = [leg for leg in call.legs.values() if leg.has_ended]
+    leg, call.cause = next(
+        (leg, cause) for leg, (of_leg, cause) in zip(reversed(ended), reversed(ends), strict=True) if of_leg is word
+    )
+    stopped = any(leg.is_cancelled for leg in ended)
+    call.hung_up_by = leg.by or (Party.NETWORK if word is Status.NO_ANSWER and stopped else ender_of(call.cause))
     return word
 
 
@@ -131,6 +138,8 @@ def _word_of_leg(leg: Leg, root: Cause, *, rang: bool) -> tuple[Status, Cause]:
 
     A leg that the switch stopped has nothing of its own to say but that it rang out.
     """
+    if leg.word is not None:
+        return leg.word, leg.cause or UNKNOWN
     own = root if leg.cause in (None, UNKNOWN) else leg.cause
     if not leg.is_cancelled:
         return word_for(own, rang=rang), own
@@ -159,7 +168,19 @@ def _learn_began_again(call: Call, signal: Signal) -> None:
     call.cause = None
     call.ended_at = None
     call.gave_up = False
+    call.word = None
+    call.hung_up_by = None
     call.legs.clear()
+
+
+def _learn_caller_known(call: Call, signal: Signal) -> None:
+    call.caller = call.caller or (signal.callers[0] if signal.callers else "")
+    call.dialled = call.dialled or signal.dialled
+
+
+def _learn_caller_rings(call: Call, signal: Signal) -> None:
+    if call.ringing_at is None:
+        call.ringing_at, call.is_callers_ringing = signal.at, True
 
 
 def _learn_leg(call: Call, signal: Signal) -> None:
@@ -172,8 +193,8 @@ def _learn_ringing(call: Call, signal: Signal) -> None:
     leg = _leg(call, signal)
     if leg is not None:
         leg.rang = True
-    if call.ringing_at is None or signal.at < call.ringing_at:
-        call.ringing_at = signal.at
+    if call.ringing_at is None or signal.at < call.ringing_at or call.is_callers_ringing:
+        call.ringing_at, call.is_callers_ringing = signal.at, False
 
 
 def _learn_picked_up(call: Call, signal: Signal) -> None:
@@ -215,9 +236,18 @@ def _learn_leg_ended(call: Call, signal: Signal) -> None:
     leg = _leg(call, signal)
     if leg is None or leg.cause not in (None, UNKNOWN) or signal.leg is None:
         return
-    leg.cause = signal.cause or UNKNOWN
+    leg.cause, leg.word, leg.by = signal.cause or UNKNOWN, signal.word, signal.by
     if not leg.is_cancelled:
         call.legs[signal.leg] = call.legs.pop(signal.leg)
+
+
+def _learn_leg_gone(call: Call, signal: Signal) -> None:
+    if signal.leg is not None:
+        call.legs.pop(signal.leg, None)
+
+
+def _learn_connected(call: Call, signal: Signal) -> None:
+    call.answered_by = signal.number or call.answered_by
 
 
 def _learn_refused(call: Call, signal: Signal) -> None:
@@ -225,7 +255,7 @@ def _learn_refused(call: Call, signal: Signal) -> None:
         return
     if call.phase is Phase.LEAVING:
         call.gave_up = True  # hung up, and the attempt was refused for it: nobody had answered
-    call.cause = signal.cause
+    call.cause, call.word, call.hung_up_by = signal.cause, signal.word, signal.by
     call.ended_at = signal.at
 
 
@@ -236,6 +266,10 @@ def _learn_hung_up(call: Call, signal: Signal) -> None:
     call.hung_up_by = signal.by
     call.cause = signal.cause
     call.ended_at = signal.at
+
+
+def _learn_vanished(call: Call, signal: Signal) -> None:
+    call.hung_up_by = signal.by
 
 
 def _learn_nothing(_: Call, __: Signal) -> None:
@@ -249,6 +283,8 @@ def _leg(call: Call, signal: Signal) -> Leg | None:
 LEARN: Mapping[SignalKind, Callable[[Call, Signal], None]] = {
     SignalKind.BEGAN: _learn_began,
     SignalKind.BEGAN_AGAIN: _learn_began_again,
+    SignalKind.CALLER_KNOWN: _learn_caller_known,
+    SignalKind.CALLER_RINGS: _learn_caller_rings,
     SignalKind.LEG_BEGAN: _learn_leg,
     SignalKind.RINGING: _learn_ringing,
     SignalKind.PICKED_UP: _learn_picked_up,
@@ -256,8 +292,12 @@ LEARN: Mapping[SignalKind, Callable[[Call, Signal], None]] = {
     SignalKind.GAVE_UP: _learn_gave_up,
     SignalKind.LEG_CANCELLED: _learn_leg_cancelled,
     SignalKind.LEG_ENDED: _learn_leg_ended,
+    SignalKind.LEG_GONE: _learn_leg_gone,
     SignalKind.REFUSED: _learn_refused,
+    SignalKind.CONNECTED: _learn_connected,
     SignalKind.LEG_HUNG_UP: _learn_nothing,
     SignalKind.HUNG_UP: _learn_hung_up,
+    SignalKind.VANISHED: _learn_vanished,
+    SignalKind.NOTED: _learn_nothing,
     SignalKind.SEEN: _learn_nothing,
 }

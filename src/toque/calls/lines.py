@@ -3,6 +3,9 @@
 A line is one number of a client's pin: exact (`554130600300`, or an extension or SIP user as it stands: `1001`, `auth1`), a
 prefix (`5541306003*`) or a pattern (`~` and a regular expression that must match the whole number). Numbers are compared in
 international form. Exact beats the longest prefix, which beats patterns; no number has two owners.
+
+What a switch knows of a call beside its numbers can be a line too, exact or a prefix: `account:acme`, `tenant:acme`,
+`endpoint:PJSIP/trunk-acme`, `context:from-acme-*`. It counts where no number of the call is a line.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ DEFAULT_COUNTRY = "55"
 MAX_LINE_CHARACTERS = 200
 _SHORTEST_PUBLIC_NUMBER = 10  # area code and eight digits; anything shorter is an extension or a local number
 _LONGEST_PUBLIC_NUMBER = 18  # E.164 has 15 digits; trunk 0, 00 and a carrier code may come before them
+_HINT = re.compile(r"(account|context|endpoint|tenant):.")  # what a switch knows of a call whose numbers are nobody's lines
 _TYPED_SEPARATORS = str.maketrans("", "", " -.()")
 
 
@@ -63,7 +67,8 @@ def parse_line(client_id: str, pin: str, text: str, country: str = DEFAULT_COUNT
     if number.startswith("~"):
         return Line(client_id, pin, LineKind.PATTERN, _checked_pattern(number[1:]))
     if number.endswith("*"):
-        prefix = number[:-1].translate(_TYPED_SEPARATORS).removeprefix("+")
+        is_hint = _HINT.match(number) is not None
+        prefix = number[:-1] if is_hint else number[:-1].translate(_TYPED_SEPARATORS).removeprefix("+")
         if not prefix or "*" in prefix or "+" in prefix:
             msg = f"{text!r}: a prefix is its first characters and one * at the end"
             raise InputError(msg)
@@ -158,16 +163,24 @@ class LineBook:
         """Whose number this is, in whatever form it was dialled."""
         if not number or len(number) > MAX_LINE_CHARACTERS:  # longer ones are made to fill our memory
             return None
+        if ":" in number and _HINT.match(number):
+            return None  # somebody calls himself what only the switch can say
         return self._owner_of(normalise(number, self.country))
 
-    def _owner_of(self, number: str) -> Owner | None:
-        found = self.exact.get(number)
+    def owner_of_hint(self, hint: str) -> Owner | None:
+        """Whose calls those are of which a switch knows this (`account:acme`)."""
+        return self._owner_by_text(hint) if len(hint) <= MAX_LINE_CHARACTERS else None
+
+    def _owner_by_text(self, text: str) -> Owner | None:
+        found = self.exact.get(text)
         if found:
             return found
-        for length in self.lengths:
-            found = self.prefixes.get(number[:length])
-            if found:
-                return found
+        return next((found for length in self.lengths if (found := self.prefixes.get(text[:length]))), None)
+
+    def _owner_of(self, number: str) -> Owner | None:
+        found = self._owner_by_text(number)
+        if found:
+            return found
         return next((owner for pattern, owner in self.patterns if pattern.fullmatch(number)), None)
 
 

@@ -37,6 +37,8 @@ from toque.calls.phases import STEPS, Phase
 _ORDER = {Status.INITIATED: 1, Status.RINGING: 2, Status.ANSWERED: 3}
 _FINAL_ORDER = 4
 _BEGINNINGS = (SignalKind.BEGAN, SignalKind.BEGAN_AGAIN)
+_NAMING = (SignalKind.BEGAN, SignalKind.LEG_BEGAN, SignalKind.CALLER_KNOWN)  # signals that may name a line
+_SIGNS_OF_LIFE = (SignalKind.SEEN, SignalKind.NOTED)
 _LONGEST_SLEEP = timedelta(minutes=5)
 _SAVES_IN_PATIENCE = 8  # a call that only shows signs of life is stored so often while it is waited for
 
@@ -89,7 +91,7 @@ class CallTracker:
         """Take one signal that arrived at `now` (our clock; `signal.at` is the switch's)."""
         call = self.calls.get(signal.identity)
         if call is None or self._begins_again(call, signal):
-            if signal.kind is SignalKind.SEEN:
+            if signal.kind in _SIGNS_OF_LIFE:
                 return
             call = self._begin(signal, now)
         if call.phase is Phase.ENDED:
@@ -202,28 +204,54 @@ class CallTracker:
         self.calls[signal.identity] = call
         self.counters.calls += 1
         self._schedule(call, now)
-        for number in signal.callers:
-            owner = self.lines.owner(number)
-            if owner is not None:
-                self._open_side(call, owner, Direction.MADE, call.began_at)
-                break
+        maker = self._maker(signal)
+        if maker is not None:
+            self._open_side(call, maker, Direction.MADE, call.began_at)
         owner = self.lines.owner(signal.dialled)
         if owner is not None:
             self._open_side(call, owner, Direction.RECEIVED, call.began_at)
+        if not call.sides:
+            self._open_by_hints(call, signal)
         return call
+
+    def _maker(self, signal: Signal) -> Owner | None:
+        """Whose line the caller is.
+
+        A call that comes in from outside for one of our lines was not made by another of them, whatever number it shows.
+        """
+        if signal.direction is Direction.RECEIVED and self.lines.owner(signal.dialled) is not None:
+            return None
+        return next((owner for number in signal.callers if (owner := self.lines.owner(number)) is not None), None)
+
+    def _open_by_hints(self, call: Call, signal: Signal) -> None:
+        """No number is a line: what else the switch knows of the call may say whose it is."""
+        owner = next((owner for hint in signal.hints if (owner := self.lines.owner_of_hint(hint)) is not None), None)
+        if owner is not None:
+            self._open_side(call, owner, signal.direction or Direction.MADE, call.began_at)
 
     def _open_sides(self, call: Call, signal: Signal) -> None:
         """A leg reaches a number: its owner has a side too, unless the dialled number gave that client one already.
 
-        The dialled number itself may first be known from a leg's INVITE, which can name another.
+        The dialled number itself may first be known from a leg's INVITE, which can name another, and the caller's numbers come
+        to light one by one.
         """
-        if call.phase is Phase.ANSWERED or signal.kind not in (SignalKind.BEGAN, SignalKind.LEG_BEGAN):
+        if call.phase is Phase.ANSWERED or signal.kind not in _NAMING:
             return
+        if signal.kind is SignalKind.CALLER_KNOWN:
+            self._open_callers_side(call, signal)
         owner = self.lines.owner(signal.number if signal.kind is SignalKind.LEG_BEGAN else signal.dialled)
         if owner is not None and not any(
             side.client_id == owner.client_id and side.direction is Direction.RECEIVED for side in call.sides
         ):
             self._open_side(call, owner, Direction.RECEIVED, signal.at)
+            self._tell_new_side(call, call.sides[-1], signal)
+
+    def _open_callers_side(self, call: Call, signal: Signal) -> None:
+        if any(side.direction is Direction.MADE for side in call.sides):
+            return
+        owner = self._maker(signal)
+        if owner is not None:
+            self._open_side(call, owner, Direction.MADE, call.began_at)
             self._tell_new_side(call, call.sides[-1], signal)
 
     @staticmethod
@@ -233,9 +261,10 @@ class CallTracker:
     def _tell_new_side(self, call: Call, side: SideState, signal: Signal) -> None:
         """Tell it what came first: a leg's ringing may overtake its INVITE, where a switch's workers mirror one each."""
         if call.began_at is not None:
-            self._tell(call, side, Status.INITIATED, signal.at)
+            began_late = signal.kind is SignalKind.CALLER_KNOWN  # whose call it is came to light later than the call
+            self._tell(call, side, Status.INITIATED, call.began_at if began_late else signal.at)
         leg = None if signal.leg is None else call.legs.get(signal.leg)
-        if leg is not None and leg.rang:
+        if (leg is not None and leg.rang) or (signal.kind is SignalKind.CALLER_KNOWN and call.ringing_at is not None):
             self._tell(call, side, Status.RINGING, max(signal.at, call.ringing_at or signal.at))
 
     def _enter(self, call: Call, phase: Phase, signal: Signal, now: datetime) -> None:
@@ -253,13 +282,15 @@ class CallTracker:
             case Phase.LEAVING:
                 call.decide_at = now + self.patience.straggler
                 self._schedule(call, now)
+            case Phase.ENDED if signal.kind is SignalKind.VANISHED:
+                self._conclude_vanished(call, came_from, signal, now)
             case Phase.ENDED:
                 self._end(call, Status.HUNG_UP, signal.at, now)
 
     def _progress(self, call: Call, signal: Signal) -> None:
         if signal.kind in _BEGINNINGS:
             self._tell_all(call, Status.INITIATED, signal.at)
-        elif signal.kind is SignalKind.RINGING:
+        elif signal.kind in (SignalKind.RINGING, SignalKind.CALLER_RINGS):
             self._tell_all(call, Status.RINGING, signal.at)
 
     def _answer(self, call: Call, signal: Signal, came_from: Phase, now: datetime) -> None:
@@ -280,7 +311,9 @@ class CallTracker:
             call.decide_at = None
 
     def _wait_for(self, call: Call) -> timedelta:
-        """How long a refusal may turn out to be something else."""
+        """How long a refusal may turn out to be something else. A switch that has a word for it knows what it means."""
+        if call.word is not None:
+            return timedelta()
         if call.cause is None:  # only its ACK was seen
             retriable = any(is_retriable(leg.cause.sip) for leg in call.legs.values() if leg.cause is not None)
             return self.patience.follow_up if retriable else self.patience.straggler
@@ -340,6 +373,15 @@ class CallTracker:
             self._unmatched.append(call)
         self._dirty[call.identity] = call
         self._schedule(call, now)
+
+    def _conclude_vanished(self, call: Call, came_from: Phase, signal: Signal, now: datetime) -> None:
+        if came_from is Phase.REFUSED:
+            self._end(call, outcome(call), call.ended_at or signal.at, now)
+        elif came_from in (Phase.ANSWERED, Phase.LEAVING):
+            self._tell_all(call, Status.ANSWERED, call.ended_at or signal.at)
+            self._conclude(call, Status.HUNG_UP, call.ended_at or signal.at, now)
+        else:
+            self._conclude(call, Status.CANCELLED if call.gave_up else Status.FAILED, call.ended_at or signal.at, now)
 
     def _conclude_stale(self, call: Call, now: datetime) -> None:
         was_answered = call.phase is Phase.ANSWERED

@@ -193,3 +193,11 @@ def test_no_number_has_two_owners(mine: str, theirs: str, is_conflict: bool):
 
 def test_a_client_may_own_a_number_twice():
     assert conflict(parse_line("acme", "vendas", "10*"), [parse_line("acme", "suporte", "1001")]) is None
+
+
+def test_what_a_switch_knows_can_be_a_line():
+    book = LineBook.of([parse_line("acme", "a", "account:acme"), parse_line("zeta", "b", "context:from-zeta-*")])
+    assert book.owner_of_hint("account:acme") == Owner("acme", "a")
+    assert book.owner_of_hint("context:from-zeta-1") == Owner("zeta", "b")
+    assert book.owner_of_hint("context:from-acme") is None
+    assert book.owner("account:acme") is None  # that is what a caller says of himself

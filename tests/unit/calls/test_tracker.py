@@ -41,11 +41,14 @@ class Told:
         by: Party | None = None,
         stamped: float | None = None,
         identity: CallIdentity = IDENTITY,
+        word: Status | None = None,
+        hints: tuple[str, ...] = (),
+        direction: Direction | None = None,
     ) -> "Told":
         """Feed a signal that arrives at `seconds`, and is stamped so unless told otherwise."""
         cause = Cause(sip=sip) if sip is not None else None
         moment = at(seconds if stamped is None else stamped)
-        signal = Signal(identity, kind, moment, leg, self.callers, self.dialled, number, cause, by)
+        signal = Signal(identity, kind, moment, leg, self.callers, self.dialled, number, cause, by, word, hints, direction)
         self.tracker.feed(signal, at(seconds))
         return self._take()
 
@@ -491,3 +494,98 @@ def test_a_snapshot_of_the_future_is_not_waited_for():
 def test_what_is_no_snapshot_is_refused(state: bytes):
     with pytest.raises(msgspec.DecodeError):
         Told().tracker.restore(state, START)
+
+
+# What switches that know more than SIP say
+
+
+def test_the_callers_own_telephone_rings_until_the_far_end_does():
+    told = Told().say(K.BEGAN).say(K.CALLER_RINGS, 1).say(K.LEG_BEGAN, 4, leg="b").say(K.RINGING, 5, leg="b").say(K.ANSWERED, 7)
+    assert told.words == ["initiated", "ringing", "answered"]
+    assert told.changes[1].at == at(1)
+    assert told.changes[2].facts.ringing_at == at(5)
+
+
+def test_the_callers_own_telephone_alone():
+    told = Told().say(K.BEGAN).say(K.CALLER_RINGS, 1).say(K.REFUSED, 7, word=Status.NO_ANSWER)
+    assert told.words == ["initiated", "ringing", "no_answer"]
+    assert told.changes[-1].facts.ringing_at == at(1)
+
+
+def test_a_number_that_comes_to_light_opens_the_callers_side():
+    told = Told(("acme", "vendas", "1001"), dialled="")
+    told.say(K.BEGAN).say(K.RINGING, 1)
+    assert told.words == []
+    told.callers, told.dialled = (CALLER, "1001"), DIALLED
+    told.say(K.CALLER_KNOWN, 2)
+    assert told.words == ["initiated", "ringing"]
+    assert (told.changes[0].at, told.changes[0].facts.dialled) == (at(0), DIALLED)
+    told.say(K.CALLER_KNOWN, 3)
+    assert told.words == ["initiated", "ringing"]
+
+
+def test_the_switchs_word_decides_over_codes():
+    told = Told().say(K.BEGAN).say(K.LEG_BEGAN, 1, leg="b")
+    told.say(K.LEG_ENDED, 5, leg="b", sip=500, word=Status.NO_ANSWER, by=Party.NETWORK)
+    told.say(K.REFUSED, 5, sip=603, word=Status.REJECTED)
+    assert told.words[-1] == "no_answer"
+    assert told.changes[-1].facts.hung_up_by is Party.NETWORK
+    assert told.changes[-1].facts.cause == Cause(sip=500)
+
+
+def test_a_leg_that_is_gone_says_nothing():
+    told = Told().say(K.BEGAN).say(K.LEG_BEGAN, 1, leg="b").say(K.LEG_ENDED, 2, leg="b", sip=486).say(K.LEG_GONE, 2, leg="b")
+    assert told.say(K.REFUSED, 5, sip=404, word=Status.INVALID_NUMBER, by=Party.NETWORK).words[-1] == "invalid_number"
+
+
+def test_whom_the_caller_talks_to_after_a_transfer():
+    told = Told().say(K.BEGAN).say(K.ANSWERED, 1, number="1001").say(K.CONNECTED, 5, number="1002").say(K.CONNECTED, 6)
+    assert told.words == ["initiated", "answered"]
+    assert told.say(K.HUNG_UP, 9).changes[-1].facts.answered_by == "1002"
+
+
+@pytest.mark.parametrize(
+    ("signals", "words"),
+    [
+        ([K.BEGAN], ["initiated", "failed"]),
+        ([K.BEGAN, K.GAVE_UP], ["initiated", "cancelled"]),
+        ([K.BEGAN, K.ANSWERED], ["initiated", "answered", "hung_up"]),
+        ([K.BEGAN, K.HUNG_UP], ["initiated", "answered", "hung_up"]),
+    ],
+)
+def test_a_call_that_the_switch_no_longer_knows(signals: list[SignalKind], words: list[str]):
+    told = Told()
+    for kind in signals:
+        told.say(kind)
+    told.say(K.VANISHED, 60)
+    assert told.words == words
+    assert told.changes[-1].facts.is_inferred
+
+
+def test_a_refusal_that_was_seen_is_no_conclusion():
+    told = Told().say(K.BEGAN).say(K.REFUSED, 1, sip=407).say(K.VANISHED, 2)
+    assert told.words == ["initiated", "rejected"]
+    assert not told.changes[-1].facts.is_inferred
+
+
+def test_what_is_noted_is_stored_and_begins_nothing():
+    assert Told().say(K.NOTED).tracker.calls == {}
+    told = Told().say(K.BEGAN).say(K.NOTED, 1)
+    assert [snapshot.state is not None for snapshot in told.snapshots] == [True]
+    assert told.say(K.SEEN, 2).snapshots == []
+
+
+@pytest.mark.parametrize("direction", [None, Direction.RECEIVED])
+def test_hints_count_where_no_number_is_a_line(direction: Direction | None):
+    told = Told(("acme", "a", "account:acme")).say(K.BEGAN, hints=("tenant:x", "account:acme"), direction=direction)
+    assert [change.side.direction for change in told.changes] == [direction or Direction.MADE]
+    told = Told(("acme", "a", "account:acme"), ("zeta", "b", DIALLED)).say(K.BEGAN, hints=("account:acme",))
+    assert [change.side.owner.client_id for change in told.changes] == ["zeta"]
+
+
+def test_a_call_from_outside_was_not_made_by_the_line_whose_number_it_shows():
+    lines = (("acme", "a", CALLER), ("acme", "b", DIALLED))
+    told = Told(*lines).say(K.BEGAN, direction=Direction.RECEIVED).say(K.CALLER_KNOWN, 1, direction=Direction.RECEIVED)
+    assert [change.side.direction for change in told.changes] == [Direction.RECEIVED]
+    told = Told(lines[0]).say(K.BEGAN, direction=Direction.RECEIVED)  # a customer's own switch calls through ours
+    assert [change.side.direction for change in told.changes] == [Direction.MADE]
