@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toque.errors import SettingsError
-from toque.settings import OPTIONS, Address, HepSource, Settings, flag_of, load_settings
+from toque.settings import OPTIONS, Address, AmiSource, EslSource, HepSource, Settings, flag_of, load_settings
 
 KEY = "uma chave bem comprida"
 Load = Callable[..., Settings]
@@ -251,12 +251,18 @@ def test_secrets_are_read_from_file_and_environment(load: Load):
 
 
 def test_secrets_have_no_flag():
-    assert [name for name, option in OPTIONS.items() if option.is_secret] == ["hep_key", "secret_key"]
+    assert [name for name, option in OPTIONS.items() if option.is_secret] == ["hep_key", "proxy", "secret_key"]
     assert not any(option.has_flag for option in OPTIONS.values() if option.is_secret)
 
 
 def test_secrets_are_in_no_error(load: Load):
     for told in (
+        *(
+            refusal(load, f'proxy = "{url}"')
+            for url in ("http://u:1234@h/path", "https://u:1234@h", "u:1234@h", "http://u:1234@h:x")
+        ),
+        refusal(load, None, {"TOQUE_PROXY": "http://u:1234@[::1"}),
+        refusal(load, "proxy = 1234"),
         refusal(load, 'secret_key = "curta demais"'),
         refusal(load, None, {"TOQUE_SECRET_KEY": "curta demais"}),
         refusal(load, "secret_key = 1234"),
@@ -272,9 +278,27 @@ def test_secrets_are_in_no_error(load: Load):
 
 
 def test_secrets_are_in_no_repr(load: Load):
-    shown = repr(load(f'secret_key = "{KEY}"\n[[sources]]\nkind = "hep"\nkey = "chave do hep"'))
+    proxy = "http://user:senha%20do%20proxy@10.0.0.9:3128"
+    shown = repr(load(f'secret_key = "{KEY}"\nproxy = "{proxy}"\n[[sources]]\nkind = "hep"\nkey = "chave do hep"'))
     assert KEY not in shown
     assert "chave do hep" not in shown
+    assert "senha" not in shown + repr(load(f'proxy = "{proxy}"').proxy)
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "port", "credentials"),
+    [
+        ("http://10.0.0.9:3128", "10.0.0.9", 3128, None),
+        ("http://user:pw%40@Proxy.example:3128/", "proxy.example", 3128, "user:pw@"),
+        ("http://[fd00::1]", "fd00::1", 80, None),
+    ],
+)
+def test_a_proxy(load: Load, given: str, host: str, port: int, credentials: str | None):
+    proxy = load(f'proxy = "{given}"').proxy
+    assert proxy is not None
+    assert (proxy.host, proxy.port, proxy.credentials) == (host, port, credentials)
+    assert load(None, {"TOQUE_PROXY": given}).proxy == proxy
+    assert load().proxy is None
 
 
 # Switches
@@ -316,9 +340,9 @@ def test_tables_make_sources(load: Load):
     [
         ("sources = 5", "sources", "must be tables, each under [[sources]]"),
         ("[sources]\nkind = 'hep'", "sources", "must be tables, each under [[sources]]"),
-        ("[[sources]]\nname = 'x'", "sources[1].kind", "must be given; allowed is hep"),
-        ("[[sources]]\nkind = 'ami'", "sources[1].kind", "'ami' is not in this version; allowed is hep"),
-        ("[[sources]]\nkind = 'sip'", "sources[1].kind", "'sip' must be hep"),
+        ("[[sources]]\nname = 'x'", "sources[1].kind", "must be given; allowed is hep, ami or esl"),
+        ("[[sources]]\nkind = 'sip'", "sources[1].kind", "'sip' must be hep, ami or esl"),
+        ("[[sources]]\nkind = ['hep']", "sources[1].kind", "must be hep, ami or esl"),
         ("[[sources]]\nkind = 'hep'\nhost = 'x'", "sources[1].host", "no such setting; allowed are kind, name, listen"),
         ("[[sources]]\nkind = 'hep'\n[[sources]]\nkind = 'hep'", "sources.name", "two sources are named 'hep'"),
         ("[[sources]]\nkind = 'hep'\nname = ''", "sources[1].name", "must be a text"),
@@ -337,6 +361,95 @@ def test_tables_make_sources(load: Load):
     ],
 )
 def test_sources_that_cannot_be_used(load: Load, tmp_path: Path, toml: str, option: str, told: str):
+    text = refusal(load, toml)
+    assert text.startswith(f"{option} ({tmp_path}/set.toml): ")
+    assert told in text
+
+
+AMI = "[[sources]]\nkind = 'ami'\nname = 'pbx1'\naddress = '192.0.2.10'\nusername = 'toque'\nsecret = 'segredo bem guardado'\n"
+ESL = "[[sources]]\nkind = 'esl'\nname = 'fs1'\naddress = '192.0.2.11'\npassword = 'senha bem guardada'\n"
+
+
+def test_an_asterisk_and_a_freeswitch(load: Load):
+    assert load(AMI + ESL).sources == (
+        AmiSource("pbx1", "192.0.2.10", 5038, "toque", "segredo bem guardado"),
+        EslSource("fs1", "192.0.2.11", 8021, "senha bem guardada"),
+    )
+
+
+def test_everything_that_can_be_said_of_a_switch(load: Load, tmp_path: Path):
+    pem = tmp_path / "pbx.pem"
+    pem.write_text("x")
+    ami = f"trunks = ['PJSIP/trunk*']\noutside_contexts = []\ntenant_variable = 'CLIENTE'\ntls = true\ntls_ca_file = '{pem}'\n"
+    esl = "trunks = ['sofia/external/*', 'sofia/gateway/*']\ntenant_variable = 'accountcode'\n"
+    one, other = load(AMI + ami + ESL + esl).sources
+    assert one == AmiSource(
+        "pbx1", "192.0.2.10", 5038, "toque", "segredo bem guardado", ("PJSIP/trunk*",), (), "CLIENTE", tls=True, tls_ca_file=pem
+    )
+    assert other == EslSource(
+        "fs1", "192.0.2.11", 8021, "senha bem guardada", ("sofia/external/*", "sofia/gateway/*"), "accountcode"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "host", "port"),
+    [
+        ("pbx.example", "pbx.example", 5038),
+        ("pbx.example:5039", "pbx.example", 5039),
+        ("[2001:db8::1]", "2001:db8::1", 5038),
+        ("[2001:db8::1]:5039", "2001:db8::1", 5039),
+    ],
+)
+def test_the_address_of_a_switch(load: Load, written: str, host: str, port: int):
+    (source,) = load(AMI.replace("192.0.2.10", written)).sources
+    assert (source.host, source.port) == (host, port)
+
+
+@pytest.mark.parametrize(("table", "name"), [(AMI, "secret"), (ESL, "password")])
+def test_a_switchs_secret_may_stand_in_a_file(load: Load, tmp_path: Path, table: str, name: str):
+    file = tmp_path / "secret"
+    file.write_text("de um arquivo\n")
+    *others, _ = table.splitlines(keepends=True)
+    (source,) = load("".join(others) + f"{name}_file = '{file}'\n").sources
+    assert getattr(source, name) == "de um arquivo"
+    for content in (b"", b"two\nlines\n", b"\xff"):
+        file.write_bytes(content)
+        told = refusal(load, "".join(others) + f"{name}_file = '{file}'\n")
+        assert told.endswith(f"{name}_file ({tmp_path}/set.toml): {file}: must hold one line of text")
+    assert "must be given, or else" in refusal(load, table + f"{name}_file = '{file}'\n")
+
+
+def test_a_switchs_secrets_are_never_shown(load: Load):
+    shown = repr(load(AMI + ESL))
+    assert "guardad" not in shown
+    for table in (AMI, ESL):
+        assert "guardad" not in refusal(load, table.replace("guardad", "guardad\\n").replace("= 's", '= "s').replace("o'", 'o"'))
+        assert "guardad" not in refusal(load, table + "senha = 'bem guardada'")
+
+
+@pytest.mark.parametrize(
+    ("toml", "option", "told"),
+    [
+        (AMI.replace("name = 'pbx1'", ""), "sources[1].name", "must be given"),
+        (ESL.replace("address = '192.0.2.11'", ""), "sources[1].address", "must be given"),
+        (AMI.replace("username = 'toque'", ""), "sources[1].username", "must be given"),
+        (AMI.replace("toque", "a\\r\\nAction: Originate").replace("'", '"'), "sources[1].username", "of one line"),
+        (AMI.replace("secret = 'segredo bem guardado'", ""), "sources[1].secret", "must be given, or else secret_file"),
+        (ESL.replace("password = 'senha bem guardada'", ""), "sources[1].password", "must be given, or else password_file"),
+        (AMI.replace("192.0.2.10", "192.0.2.10:0"), "sources[1].address", "the switch's address, such as 192.0.2.10 or"),
+        (AMI.replace("192.0.2.10", "2001:db8::x"), "sources[1].address", "the switch's address, such as"),
+        (AMI.replace("'192.0.2.10'", "5038"), "sources[1].address", "the switch's address, such as"),
+        (AMI + "trunks = 5", "sources[1].trunks", "must be a list of texts"),
+        (AMI + "tls = 'perhaps'", "sources[1].tls", "must be true or false"),
+        (AMI + "tls_ca_file = 'nowhere.pem'", "sources[1].tls_ca_file", "must be a file that exists"),
+        (AMI + "tls_ca_file = 'set.toml'", "sources[1].tls_ca_file", "needs tls = true as well"),
+        (AMI + "secret_file = 'nowhere'", "sources[1].secret_file", "must be a file that exists"),
+        (ESL + "username = 'x'", "sources[1].username", "no such setting; allowed are kind, name, address, password"),
+        (AMI + "listen = '127.0.0.1:1'", "sources[1].listen", "no such setting; allowed are kind, name, address, username"),
+        (AMI + ESL.replace("fs1", "pbx1"), "sources.name", "two sources are named 'pbx1'"),
+    ],
+)
+def test_switches_that_cannot_be_used(load: Load, tmp_path: Path, toml: str, option: str, told: str):
     text = refusal(load, toml)
     assert text.startswith(f"{option} ({tmp_path}/set.toml): ")
     assert told in text

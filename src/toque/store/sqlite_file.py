@@ -60,6 +60,7 @@ def _configured(connection: sqlite3.Connection) -> str:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA secure_delete = ON")  # secrets and erased numbers leave the file, too
+    connection.execute("PRAGMA temp_store = MEMORY")  # a file of its own would need a descriptor when there may be none
     return mode
 
 

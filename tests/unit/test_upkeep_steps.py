@@ -19,7 +19,7 @@ async def test_it_goes_on_until_nothing_old_is_left(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "toque.db", PayloadWriter(ZONE), clock=clock)
     try:
         await store.add_client(a_client())
-        for number in range(60):
+        for number in range(600):
             await store.append(whole_call(f"call-{number}"), [])
         clock.advance(3600)
         await store.append(whole_call("young", began=3600), [])
