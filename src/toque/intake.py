@@ -11,15 +11,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 
 from toque.callbacks.delivery import Delivery
+from toque.calls.call import Call
+from toque.calls.gone_watch import GoneWatch
 from toque.calls.hep_packet import HepPacket
 from toque.calls.lines import LineBook
-from toque.calls.model import CallIdentity, Snapshot, StatusChange
+from toque.calls.model import CallIdentity, SignalKind, Snapshot, StatusChange
 from toque.calls.sip_watch import SipWatch
-from toque.calls.tracker import Patience
+from toque.calls.tracker import CallTracker, Patience
 from toque.errors import IllegalStep, StoreError
 from toque.store.contract import Appended, Store
 from toque.telemetry import Sparingly, mask_number
@@ -27,6 +30,31 @@ from toque.telemetry import Sparingly, mask_number
 MAX_WAITING_CHANGES = 50_000  # beyond this the sources are told to hold back: a minute's worth of a large carrier
 _TICK_S = 0.1  # how late a conclusion may be
 _STORE_RETRY_S = 0.5
+
+
+class Watch(Protocol):
+    """One source's calls, whatever its switch speaks: what goes in is between the watch and its source's client."""
+
+    source: str
+    tracker: CallTracker
+
+    def tick(self, now: datetime) -> None:
+        """Do what has become due."""
+
+    def take(self) -> tuple[list[StatusChange], list[Snapshot]]:
+        """The changes since the last call, and the state of the calls they touched."""
+
+    def waiting(self) -> int:
+        """How many changes `take` would give."""
+
+    def take_unmatched(self) -> list[Call]:
+        """The calls that ended without matching a line, since the last call."""
+
+    def take_late(self) -> dict[CallIdentity, SignalKind]:
+        """The calls that showed a sign of life after their end had been concluded, since the last call, and the last sign."""
+
+    def restore(self, state: bytes, now: datetime) -> None:
+        """Go on with a call. Raises `ValueError` for bytes that are no snapshot of ours."""
 
 
 class Intake:
@@ -49,7 +77,7 @@ class Intake:
         self._mask = mask
         self._patience = patience
         self._sleep = sleep
-        self._watches: dict[str, SipWatch] = {}
+        self._watches: dict[str, Watch] = {}
         self._changes: list[StatusChange] = []
         self._snapshots: dict[CallIdentity, Snapshot] = {}
         self._wake = asyncio.Event()
@@ -59,7 +87,7 @@ class Intake:
         self._sparingly = Sparingly(time.monotonic)
         self.events = 0
 
-    def add(self, watch: SipWatch) -> None:
+    def add(self, watch: Watch) -> None:
         """Take in what this watch sees from now on."""
         self._watches[watch.source] = watch
 
@@ -78,7 +106,7 @@ class Intake:
             watch = self._watches.get(identity.source)
             if watch is None:
                 self._log.warning("source.gone", source=identity.source)
-                watch = SipWatch(identity.source, LineBook(), self._patience)
+                watch = GoneWatch(identity.source, self._patience)
                 self.add(watch)
             try:
                 watch.restore(state, now)
@@ -93,7 +121,11 @@ class Intake:
         try:
             watch.feed(packet, self._clock())
         finally:
-            self._wake.set()
+            self.notice()
+
+    def notice(self) -> None:
+        """A watch was fed directly, and may have something to say."""
+        self._wake.set()
 
     def is_full(self) -> bool:
         """Whether so much waits for the store that sources must hold back."""

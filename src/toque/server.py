@@ -1,7 +1,7 @@
 """The composition root: builds the parts, lets each live in one TaskGroup, and stops them in order.
 
-    HEP listeners -> Intake (watches) -> Store.append -> Dispatcher -> Transport -> the customer's URL
-    HTTP API -> Store, Directory                             ^------ Store.settle <---'
+    HEP listeners, links -> Intake (watches) -> Store.append -> Dispatcher -> Transport -> the customer's URL
+    HTTP API -> Store, Directory                                    ^------ Store.settle <---'
 
 Stopping goes the same way: first nothing more comes in, then what was understood is made durable, then the posts under way end
 and are settled, then the store closes.
@@ -19,32 +19,41 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from ipaddress import IPv6Network
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import structlog
 import uvicorn
 
 from toque import __version__
 from toque.callbacks.callback import Registry
+from toque.callbacks.health import PARKED
 from toque.callbacks.payload import PayloadWriter
+from toque.calls.ami_names import SwitchRules
+from toque.calls.ami_watch import AmiWatch
+from toque.calls.esl_watch import EslWatch
 from toque.calls.lines import LineBook
 from toque.calls.sip_watch import SipWatch
 from toque.calls.tracker import Patience
 from toque.directory import Directory
 from toque.errors import SettingsError, StoreError
 from toque.intake import Intake
+from toque.replaying import Replayer
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
-from toque.settings import Network, Settings
+from toque.settings import AmiSource, EslSource, HepSource, Network, Settings
+from toque.sources.ami import ami_link
+from toque.sources.esl import esl_link
 from toque.sources.hep import HepListener
+from toque.sources.link import Link
 from toque.store.sqlite import SqliteStore, utc_now
 from toque.telemetry import mask_number
+from toque.upkeep import Upkeep
 from toque.web.access import Access
 from toque.web.app import make_app
 from toque.web.connection import HttpConnection
@@ -79,6 +88,7 @@ def make_transport(settings: Settings) -> Transport:
     return Transport(
         Guard(settings.allow_networks),
         ssl_context=callback_tls(settings),
+        proxy=settings.proxy,
         connect_timeout_s=settings.connect_timeout.total_seconds(),
         attempt_timeout_s=settings.attempt_timeout.total_seconds(),
     )
@@ -118,6 +128,7 @@ class Server:
         self._stop = asyncio.Event()
         self._exits = contextlib.AsyncExitStack()
         self.listeners: list[HepListener] = []
+        self.links: list[Link] = []
         self.http_port = 0
 
     async def __aenter__(self) -> Self:
@@ -137,12 +148,13 @@ class Server:
         self.transport = await exits.enter_async_context(make_transport(settings))
         self.dispatcher = Dispatcher(
             self.transport,
-            self.store.settle,
-            self.store.disable_callback,
+            self.store,
             clock=self._clock,
             chance=random.random,
             concurrency=settings.concurrency,
             callback_concurrency=settings.callback_concurrency,
+            ordering_window=settings.ordering_window,
+            expire_stale_ringing=settings.expire_stale_ringing,
         )
         exits.callback(self.dispatcher.stop)
         patience = Patience(answered=settings.stale_answered, unanswered=settings.stale_unanswered)
@@ -158,34 +170,51 @@ class Server:
         for listener in self.listeners:
             exits.push_async_callback(listener.close)
             await listener.open()
+        self.replayer = Replayer(self.store, self.dispatcher.resume, self._is_parked)
+        self.upkeep = Upkeep(self.store, keep=settings.keep)
         # Last of all: a server that cannot open must not post anything, or it would at every try.
-        deliveries = await self._resume_deliveries()
+        backlogs = await self.store.recover()
+        self.dispatcher.resume(backlogs)
         self._log.info(
             "server.started",
             version=__version__,
             store=str(settings.store),
             http=f"{settings.http.host}:{self.http_port}",
             calls=calls,
-            deliveries=deliveries,
+            backlogs=len(backlogs),
         )
 
     def _add_sources(self, patience: Patience) -> None:
         for source in self.settings.sources:
-            watch = SipWatch(source.name, LineBook(self.settings.country), patience)
-            self.intake.add(watch)
-            self.listeners.append(HepListener(source, partial(self.intake.receive, watch), is_full=self.intake.is_full))
+            lines = LineBook(self.settings.country)
+            match source:
+                case HepSource():
+                    self._add_hep(source, SipWatch(source.name, lines, patience))
+                case AmiSource():
+                    self._add_ami(source, AmiWatch(source.name, lines, patience, _rules(source)))
+                case EslSource():
+                    watch = EslWatch(source.name, lines, patience, trunks=source.trunks, tenant_variable=source.tenant_variable)
+                    self._add_esl(source, watch)
+                case _:
+                    assert_never(source)
+
+    def _add_hep(self, source: HepSource, watch: SipWatch) -> None:
+        self.intake.add(watch)
+        self.listeners.append(HepListener(source, partial(self.intake.receive, watch), is_full=self.intake.is_full))
+
+    def _add_ami(self, source: AmiSource, watch: AmiWatch) -> None:
+        self.intake.add(watch)
+        self.links.append(ami_link(source, watch, clock=self._clock, on_news=self.intake.notice, is_full=self.intake.is_full))
+
+    def _add_esl(self, source: EslSource, watch: EslWatch) -> None:
+        self.intake.add(watch)
+        self.links.append(esl_link(source, watch, clock=self._clock, on_news=self.intake.notice, is_full=self.intake.is_full))
 
     def _apply_lines(self, registry: Registry) -> None:
         self.intake.apply(LineBook.of(registry.active_lines(), self.settings.country))
 
-    async def _resume_deliveries(self) -> int:
-        """Offer everything that waited when the last server stopped."""
-        resumed, after = 0, (0, 0)
-        while page := await self.store.pending(after=after):
-            self.dispatcher.offer(page)
-            resumed += len(page)
-            after = (page[-1].event.seq, page[-1].callback_id)
-        return resumed
+    def _is_parked(self, callback_id: int) -> bool:
+        return self.dispatcher.health_of(callback_id) in PARKED
 
     # HTTP
 
@@ -202,7 +231,13 @@ class Server:
         exits.callback(self._access.close)
         deployment = Deployment(settings.time_zone, settings.max_callbacks, Guard(settings.allow_networks).check_host)
         api = DirectcallApi(
-            self.store, self._access, deployment, self.directory.current, refresh=self.directory.refresh, look=self.directory.look
+            self.store,
+            self._access,
+            deployment,
+            self.directory.current,
+            self.dispatcher.health_of,
+            refresh=self.directory.refresh,
+            look=self.directory.look,
         )
         health = _Health(self.store.ping)
         self._http_socket = self._bind_http()
@@ -260,7 +295,10 @@ class Server:
             "calls": self.intake.calls,
             "unmatched_calls": self.intake.unmatched,
             "events": self.intake.events,
-            "waiting_deliveries": self.dispatcher.backlog(),
+            "held_deliveries": self.dispatcher.held(),
+            "parked_callbacks": self.dispatcher.parked(),
+            "sources": {listener.settings.name: "listening" for listener in self.listeners}
+            | {link.name: link.state for link in self.links},
             "hep_packets": sum(listener.counters.packets for listener in self.listeners),
             "hep_refused": sum(listener.counters.refused for listener in self.listeners),
             "hep_dropped": sum(listener.counters.dropped for listener in self.listeners),
@@ -282,20 +320,25 @@ class Server:
                     for name, run in (
                         ("http", partial(self._http.serve, [self._http_socket])),
                         ("intake", self.intake.run),
-                        ("settling", self.dispatcher.run),
+                        ("sending", self.dispatcher.run),
                         ("directory", self.directory.run),
+                        ("replays", self.replayer.run),
+                        ("upkeep", self.upkeep.run),
                     )
                 )
+                links = [
+                    parts.create_task(self._run_part("sources", link.run), name=f"source {link.name}") for link in self.links
+                ]
                 await self._stop.wait()
                 self._log.info("server.stopping")
-                await self._end_in_order(http, intake)
+                await self._end_in_order(http, intake, links)
                 for task in others:
                     task.cancel()
         except ExceptionGroup as group:
             if len(group.exceptions) > 1:
                 raise
             raise group.exceptions[0] from None
-        self._log.info("server.stopped", deliveries_waiting=self.dispatcher.backlog())
+        self._log.info("server.stopped", deliveries_held=self.dispatcher.held())
 
     async def _run_part(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """One part's life. Nobody misses a part that is gone until a call is lost, so its end is told at once."""
@@ -308,9 +351,12 @@ class Server:
             self._log.critical("server.failed", part=name, error="it ended by itself")
             raise RuntimeError(f"{name} ended by itself")
 
-    async def _end_in_order(self, http: asyncio.Task[None], intake: asyncio.Task[None]) -> None:
+    async def _end_in_order(self, http: asyncio.Task[None], intake: asyncio.Task[None], links: list[asyncio.Task[None]]) -> None:
+        for link in links:
+            link.cancel()
         for listener in self.listeners:
             await listener.close()
+        await asyncio.gather(*links, return_exceptions=True)
         self._http.should_exit = True
         if not await self.intake.stop(_STORE_GRACE):
             self._log.error("server.stopped_early", waiting="statuses")
@@ -320,6 +366,11 @@ class Server:
             if not await self.dispatcher.drain(_STORE_GRACE):
                 self._log.error("server.stopped_early", waiting="outcomes")
         await http
+
+
+def _rules(source: AmiSource) -> SwitchRules:
+    rules = SwitchRules(trunks=source.trunks, tenant_variable=source.tenant_variable)
+    return rules if source.outside_contexts is None else replace(rules, outside_contexts=source.outside_contexts)
 
 
 def _spellings(network: Network) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from toque.callbacks.url import TargetUrl, UrlError, parse_url
 from toque.errors import SettingsError
 
 DEFAULT_FILE = Path("toque.toml")
@@ -28,7 +29,7 @@ _HOST = re.compile(r"[A-Za-z0-9_:.%-]{1,253}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?", re.ASCII)
 _UNITS_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
-_KINDS_TO_COME = ("ami", "esl")
+AMI_PORT, ESL_PORT = 5038, 8021  # where Asterisk's manager and FreeSWITCH's event socket listen by default
 
 
 class _Unusable(ValueError):  # noqa: N818 - what is wrong with a value; becomes a SettingsError with its name and source
@@ -66,6 +67,37 @@ class HepSource:
     port: int
     key: bytes = field(default=b"", repr=False)
     allow_from: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AmiSource:
+    """An Asterisk, by its manager interface. `trunks` and `outside_contexts` are patterns; see `SwitchRules`."""
+
+    name: str
+    host: str
+    port: int
+    username: str
+    secret: str = field(repr=False)
+    trunks: tuple[str, ...] = ()
+    outside_contexts: tuple[str, ...] | None = None  # None: the usual ones
+    tenant_variable: str = ""
+    tls: bool = False
+    tls_ca_file: Path | None = None  # authorities for the switch's certificate, beside the system's
+
+
+@dataclass(frozen=True, slots=True)
+class EslSource:
+    """A FreeSWITCH, by its event socket. `trunks` are patterns of the names of channels that lead outside."""
+
+    name: str
+    host: str
+    port: int
+    password: str = field(repr=False)
+    trunks: tuple[str, ...] = ()
+    tenant_variable: str = "domain_name"
+
+
+Source = HepSource | AmiSource | EslSource
 
 
 # Readers of one value: what TOML, the environment or a flag gave -> the value. Each raises `_Unusable`.
@@ -146,6 +178,33 @@ def _address(value: Any) -> Address:
     return Address(host, int(port))
 
 
+def _switch(port: int) -> Callable[[Any], Address]:
+    """The address of a switch; its port may be left out."""
+
+    def read(value: Any) -> Address:
+        is_bare = isinstance(value, str) and (value.endswith("]") or ":" not in value)
+        try:
+            address = _address(f"{value}:{port}" if is_bare else value)
+        except _Unusable:
+            address = Address("", 0)
+        if not address.port:
+            raise _Unusable(f"must be the switch's address, such as 192.0.2.10 or 192.0.2.10:{port}")
+        return address
+
+    return read
+
+
+def _word(value: Any) -> str:
+    """A text that goes into one line of a protocol."""
+    if not _text(value).isprintable() or value != value.strip():
+        raise _Unusable("must be a text of one line, without spaces around it")
+    return str(value)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    return tuple(_list(value))
+
+
 def _is_host(text: str) -> bool:
     try:
         return _HOST.fullmatch(text) is not None and bool(text.encode("idna"))  # as the socket module will read it
@@ -197,6 +256,16 @@ def _key(value: Any) -> bytes:
     return _text(value).encode()
 
 
+def _proxy(value: Any) -> TargetUrl:
+    try:
+        url = parse_url(_text(value))
+    except UrlError:  # its text is for callers of the API
+        url = None
+    if url is None or url.scheme != "http" or url.target != "/":
+        raise _Unusable("must be http://host:port, or http://user:password@host:port")
+    return url
+
+
 def _sources(value: Any) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _Unusable("must be tables, each under [[sources]]")
@@ -237,12 +306,13 @@ class Settings:
     hep: Address = _row(_address, "127.0.0.1:9060", "address and port for HEP (UDP and TCP), where no [[sources]] are given")
     hep_key: bytes | None = _row(_key, None, "the key that HEP packets must carry", is_secret=True)
     hep_allow_from: tuple[Network, ...] = _row(_networks, [], "networks that HEP packets may come from")
-    sources: tuple[HepSource, ...] = _row(_sources, [], "the switches to listen to", has_flag=False)
+    sources: tuple[Source, ...] = _row(_sources, [], "the switches to listen to", has_flag=False)
     allow_networks: tuple[Network, ...] = _row(_networks, [], "private networks that callbacks may reach", flag="allow-network")
     trusted_proxies: tuple[Network, ...] = _row(_networks, [], "reverse proxies whose X-Forwarded-For counts")
     tls_certificate: Path | None = _row(_file, None, "certificate chain (PEM) for serving the API over HTTPS")
     tls_key: Path | None = _row(_file, None, "private key (PEM) of the certificate")
     ca_file: Path | None = _row(_file, None, "further certificate authorities (PEM) that callbacks' servers may have")
+    proxy: TargetUrl | None = _row(_proxy, None, "an HTTP proxy that all posts go through (CONNECT)", is_secret=True)
     secret_key: str | None = _row(_secret_key, None, "encrypts the secrets in the store", is_secret=True)
     time_zone: ZoneInfo = _row(_zone, "America/Sao_Paulo", "the zone of wall-clock times in callbacks and lists")
     country: str = _row(_country, "55", "the calling code that national numbers get")
@@ -257,6 +327,13 @@ class Settings:
     stale_unanswered: timedelta = _row(_span(10, 86_400), "10m", "the same for a call that nobody answered")
     concurrency: int = _row(_whole(1, 10_000), 256, "posts under way at once, in all")
     callback_concurrency: int = _row(_whole(1, 1000), 10, "posts under way at once to one callback")
+    ordering_window: timedelta = _row(
+        _span(0, 86_400), "30s", "a status that fails for so long at a healthy URL no longer holds up the later ones of its call"
+    )
+    expire_stale_ringing: bool = _row(
+        _flag, False, "true gives up a late chamando once a later status of its call has been delivered"
+    )
+    keep: timedelta = _row(_span(60, 315_360_000), "30d", "how long events, outcomes and dead deliveries are kept")
     connect_timeout: timedelta = _row(_span(0.1, 60), "5s", "the time to connect to a callback's server, TLS included")
     attempt_timeout: timedelta = _row(_span(0.1, 300), "15s", "the time from the start of a post to the answer's status")
     stop_grace: timedelta = _row(_span(0, 300), "20s", "how long a stop waits for posts under way")
@@ -328,10 +405,50 @@ def _from_file(config: Path | None) -> dict[str, tuple[Any, str]]:
     return {name: (value, str(path)) for name, value in read.items()}
 
 
-_SOURCE_KEYS = ("kind", "name", "listen", "key", "allow_from")
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What a key of a source's table holds; one without a default must be given."""
+
+    read: Callable[[Any], Any]
+    default: Any = None
+    is_required: bool = True
 
 
-def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]) -> tuple[HepSource, ...]:
+_SOURCE_KINDS: Mapping[str, Mapping[str, _Key]] = {
+    "hep": {
+        "kind": _Key(_text),
+        "name": _Key(_text, "hep", is_required=False),
+        "listen": _Key(_address, Address("127.0.0.1", 9060), is_required=False),
+        "key": _Key(_key, b"", is_required=False),
+        "allow_from": _Key(_networks, (), is_required=False),
+    },
+    "ami": {
+        "kind": _Key(_text),
+        "name": _Key(_word),
+        "address": _Key(_switch(AMI_PORT)),
+        "username": _Key(_word),
+        "secret": _Key(_word, is_required=False),
+        "secret_file": _Key(_file, is_required=False),
+        "trunks": _Key(_patterns, (), is_required=False),
+        "outside_contexts": _Key(_patterns, is_required=False),
+        "tenant_variable": _Key(_word, "", is_required=False),
+        "tls": _Key(_flag, default=False, is_required=False),
+        "tls_ca_file": _Key(_file, is_required=False),
+    },
+    "esl": {
+        "kind": _Key(_text),
+        "name": _Key(_word),
+        "address": _Key(_switch(ESL_PORT)),
+        "password": _Key(_word, is_required=False),
+        "password_file": _Key(_file, is_required=False),
+        "trunks": _Key(_patterns, (), is_required=False),
+        "tenant_variable": _Key(_word, "domain_name", is_required=False),
+    },
+}
+_SOURCE_KEYS = tuple(_SOURCE_KINDS["hep"])
+
+
+def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]) -> tuple[Source, ...]:
     tables: tuple[Mapping[str, Any], ...] = values["sources"]
     if not tables:
         address = values["hep"]
@@ -349,33 +466,57 @@ def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]
     return read
 
 
-def _source(table: Mapping[str, Any], number: int, origin: str) -> HepSource:
+def _source(table: Mapping[str, Any], number: int, origin: str) -> Source:
     where = f"sources[{number}]"
+    *most, last = _SOURCE_KINDS
+    allowed = f"{', '.join(most)} or {last}"
     kind = table.get("kind")
-    if kind in _KINDS_TO_COME:
-        raise SettingsError(f"{where}.kind", origin, f"{kind!r} is not in this version; allowed is hep")
-    if kind != "hep":
-        raise SettingsError(f"{where}.kind", origin, "must be given; allowed is hep" if kind is None else f"{kind!r} must be hep")
-    unknown = next((key for key in table if key not in _SOURCE_KEYS), None)
+    if kind is None:
+        raise SettingsError(f"{where}.kind", origin, f"must be given; allowed is {allowed}")
+    if not isinstance(kind, str) or kind not in _SOURCE_KINDS:
+        raise SettingsError(f"{where}.kind", origin, f"{kind!r} must be {allowed}")
+    values = _source_values(table, _SOURCE_KINDS[kind], where, origin)
+    address = values.pop("listen" if kind == "hep" else "address")
+    if kind == "hep":
+        source = HepSource(host=address.host, port=address.port, **values)
+        _check_open(source, f"{where}.listen", origin, keys="key or allow_from")
+        return source
+    if kind == "ami":
+        if values["tls_ca_file"] is not None and not values["tls"]:
+            raise SettingsError(f"{where}.tls_ca_file", origin, "needs tls = true as well")
+        return AmiSource(host=address.host, port=address.port, **_with_secret(values, "secret", where, origin))
+    return EslSource(host=address.host, port=address.port, **_with_secret(values, "password", where, origin))
+
+
+def _source_values(table: Mapping[str, Any], keys: Mapping[str, _Key], where: str, origin: str) -> dict[str, Any]:
+    unknown = next((key for key in table if key not in keys), None)
     if unknown is not None:
-        raise SettingsError(f"{where}.{unknown}", origin, f"there is no such setting; allowed are {', '.join(_SOURCE_KEYS)}")
-
-    def read(key: str, reader: Callable[[Any], Any], default: Any) -> Any:
+        raise SettingsError(f"{where}.{unknown}", origin, f"there is no such setting; allowed are {', '.join(keys)}")
+    values: dict[str, Any] = {}
+    for name, key in keys.items():
+        if name not in table and key.is_required:
+            raise SettingsError(f"{where}.{name}", origin, "must be given")
         try:
-            return reader(table[key]) if key in table else default
+            values[name] = key.read(table[name]) if name in table else key.default
         except _Unusable as error:
-            raise SettingsError(f"{where}.{key}", origin, str(error)) from None
+            raise SettingsError(f"{where}.{name}", origin, str(error)) from None
+    del values["kind"]
+    return values
 
-    address = read("listen", _address, Address("127.0.0.1", 9060))
-    source = HepSource(
-        name=read("name", _text, "hep"),
-        host=address.host,
-        port=address.port,
-        key=read("key", _key, b""),
-        allow_from=read("allow_from", _networks, ()),
-    )
-    _check_open(source, f"{where}.listen", origin, keys="key or allow_from")
-    return source
+
+def _with_secret(values: Mapping[str, Any], name: str, where: str, origin: str) -> dict[str, Any]:
+    """The values with the secret that stands in the table itself or, alone in it, in a file."""
+    kept = {key: value for key, value in values.items() if key != f"{name}_file"}
+    secret, file = values[name], values[f"{name}_file"]
+    if (secret is None) == (file is None):
+        raise SettingsError(f"{where}.{name}", origin, f"must be given, or else {name}_file")
+    if file is None:
+        return kept
+    try:
+        return kept | {name: _word(file.read_text(encoding="utf-8").strip())}
+    except (_Unusable, OSError, UnicodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "must hold one line of text"
+        raise SettingsError(f"{where}.{name}_file", origin, f"{file}: {problem}") from None
 
 
 def _check_open(source: HepSource, name: str, origin: str, *, keys: str) -> None:

@@ -278,6 +278,7 @@ class DispatcherRules(RuleBasedStateMachine):
     def memory_is_bounded(self) -> None:
         assert self.dispatcher.held() <= MAX_HELD
         dispatcher_is_consistent(self.dispatcher)
+        dispatcher_is_consistent(self.dispatcher)
 
     @invariant()
     def who_fails_holds_nothing_but_a_probe(self) -> None:

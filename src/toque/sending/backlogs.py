@@ -115,9 +115,9 @@ class Backlogs:
         before = queue.held
         for lane in [*queue.lanes.values(), *queue.late]:
             self._release_lane(queue, lane)
+        self._room.held -= before - queue.held
         self._abandon_landing(queue)
         queue.ready.clear()
-        self._room.held -= before - queue.held
         queue.reading += 1
         queue.is_old = False
         self.fall_behind(queue)

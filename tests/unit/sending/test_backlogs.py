@@ -11,6 +11,7 @@ from tests.support.dispatching import (
     REFUSED,
     Desk,
     desk,
+    dispatcher_is_consistent,
     make_call,
     make_callback,
     make_calls,
@@ -19,6 +20,7 @@ from tests.support.dispatching import (
 )
 from tests.support.store_double import StoreDouble
 
+from toque.callbacks.health import State
 from toque.sending.backlogs import WINDOW
 from toque.sending.transport import Answered
 
@@ -105,6 +107,35 @@ async def test_steady_traffic_does_not_keep_a_callback_behind() -> None:
         assert len(at.store.reads) == reads
         assert at.dispatcher.counters.delivered == 34
         assert all(sequences == sorted(sequences) for sequences in per_call(at).values())
+
+
+async def test_what_lands_while_its_callback_is_parked_is_left_and_counted_once() -> None:
+    async with desk() as at:
+        at.store.put(make_calls(8, prefix="old"))
+        at.store.read_gate.clear()
+        at.dispatcher.resume([1])
+        await at.rest()
+        at.offer([make_delivery("left")])  # while the page is read
+        await at.rest()
+        at.store.read_gate.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        at.store.read_gate.clear()  # and another one is asked for
+        await at.rest()
+        at.offer([make_delivery("landing")])
+        [queue] = at.dispatcher._queues.values()
+        assert [delivery.event.id for delivery in queue.landing or ()] == ["landing.1"]
+        while at.dispatcher.health_of(1) is State.HEALTHY:
+            await at.end(at.posting.open[0], REFUSED)
+        assert queue.landing is None
+        dispatcher_is_consistent(at.dispatcher)
+        at.store.read_gate.set()
+        await at.pass_time(10)
+        for _ in range(12):
+            await at.end_all()
+            await at.pass_time(10)
+        assert at.dispatcher.counters.delivered == 10
+        assert at.dispatcher.held() == 0
 
 
 async def test_what_is_left_during_the_last_page_is_read_by_another() -> None:
