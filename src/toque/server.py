@@ -388,7 +388,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
     """Deliveries go with their last reference; looking through all that wait for cycles takes a tenth of a busy server's time."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -433,7 +433,7 @@ async def serve(settings: Settings) -> None:
     _raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     async with Server(settings) as server:
-        _calm_collector()
+        calm_collector()
 
         def asked_to_stop() -> None:
             server.stop()

@@ -7,6 +7,7 @@ the telephones did. Another folder of recordings, with the same layout, is named
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,10 +112,20 @@ def identities(path: Path, name: str) -> set[str]:
     """Every `callerid` that a call of this recording can have."""
     if path.name == "ami.txt":
         found = re.findall(rb"^(?:Dest)?(?:Uniqueid|Linkedid): (\S+)", path.read_bytes(), re.MULTILINE)
-        keys = {key.decode() for key in found}
+        keys = {key.decode() for key in found} | nothings(path.read_bytes().decode("utf-8", "replace"))
     else:
         keys = {event["Unique-ID"] for event in EslSwitch(path.parent).recorded if "Unique-ID" in event}
     return {callerid(CallIdentity(name, key), 0) for key in keys}
+
+
+def nothings(text: str) -> set[str]:
+    """The calls that were asked for and came to nothing: no channel was ever made for them."""
+    blocks = [dict(re.findall(r"^(\w+): (.*?)\r?$", block, re.MULTILINE)) for block in text.split("\r\n\r\n")]
+    return {
+        " ".join(("originate", block.get("ActionID", ""), block.get("Channel", ""), block.get("Exten", "")))
+        for block in blocks
+        if block.get("Event") == "OriginateResponse"
+    }
 
 
 def make_scene(path: Path, name: str, mode: str, server: SwitchServer) -> Scene:
@@ -133,8 +144,6 @@ def make_scene(path: Path, name: str, mode: str, server: SwitchServer) -> Scene:
 
 
 def _truths(folder: Path) -> Sequence[Mapping[str, Any]]:
-    import json
-
     return json.loads((folder / "truth.json").read_text(encoding="utf-8"))["calls"]
 
 

@@ -94,6 +94,7 @@ class SwitchServer:
         talk = asyncio.create_task(switch.serve(reader, writer))
         self._talks.add(talk)
         talk.add_done_callback(self._talks.discard)
+        talk.add_done_callback(lambda _: writer.close())  # also if it was cancelled before it began
 
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()

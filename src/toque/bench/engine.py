@@ -26,6 +26,7 @@ from toque.calls.model import StatusChange
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
+from toque.server import calm_collector
 from toque.settings import OPTIONS
 from toque.store.sqlite import SqliteStore, utc_now
 
@@ -157,8 +158,7 @@ async def _settling(dispatcher: Dispatcher, transport: Transport) -> AsyncIterat
 def _calm_collector() -> Iterator[None]:
     """As `toque serve` has it."""
     thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    calm_collector()
     try:
         yield
     finally:

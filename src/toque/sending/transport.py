@@ -33,6 +33,7 @@ SHED_AT_ONCE = 32
 """Idle connections that are closed when descriptors run out: room for some dials, and most of what is kept stays."""
 
 _TICK_S = 0.1
+_TIMER_STEP_S = 0.001  # loops may be early by this much
 _CLOSING = Unsent("closing")
 
 
@@ -265,7 +266,7 @@ class _Keeper:
         """The outcome of a dial that brought no connection; makes room when it was room that was missing."""
         if result == NO_DESCRIPTOR:
             self._close_idle(SHED_AT_ONCE)
-        if isinstance(result, Unreachable) and self._loop.time() >= dial.deadline:
+        if isinstance(result, Unreachable) and self._loop.time() >= dial.deadline - _TIMER_STEP_S:
             return self._no_answer
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import ssl
@@ -316,5 +317,7 @@ class Link:
                 return f"tls: {error.reason or error}"
             case socket.gaierror() | UnicodeError():
                 return "its name is not found"
+            case OSError(errno=int(number)):
+                return os.strerror(number).lower()
             case _:
-                return str(getattr(error, "strerror", None) or error).lower()
+                return str(error)
