@@ -72,6 +72,18 @@ async def test_what_waits_stays_however_old_it_is(store: Store, place: Place) ->
     assert [d.event for d in await store.backlog(callback.id)] == [d.event for d in offered[1:]]
 
 
+async def test_what_was_settled_long_ago_is_not_recovered(store: Store, place: Place) -> None:
+    """Little was to be told since: the last events are kept, and so is how each of them ended."""
+    await register(store)
+    offered = (await store.append(whole_call(), [over()])).deliveries
+    await store.settle(offered[:2])
+    await store.settle(offered[2:])
+    place.clock.advance(90 * 86_400)
+    await tidy(store, DAY)
+    store, found = await place.restarted()
+    assert found == []
+
+
 async def test_a_call_in_progress_stays_and_so_does_what_may_be_repeated(store: Store, place: Place) -> None:
     await register(store)
     await store.append([change(Status.INITIATED, call="long")], [in_progress("long")])

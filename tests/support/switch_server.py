@@ -19,6 +19,7 @@ import hashlib
 import json
 import random
 import re
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from toque.calls.ami_wire import AmiMessage, parse_block
 
 HOST = "127.0.0.1"
 PATIENCE_S = 60.0
+ACCEPT_POLL_S = 0.005
 QUIET_S = 1.0  # after the list, for what is asked by name; calls move at people's pace
 PASSWORD = "uma senha boa"
 USERNAME = "toque"
@@ -68,8 +70,9 @@ class SwitchServer:
         self._listens = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._done: asyncio.Event
-        self._servers: list[asyncio.Server] = []
+        self._listening: list[asyncio.Task[None]] = []
         self._talks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="switches")
 
     def __enter__(self) -> Self:
@@ -86,25 +89,37 @@ class SwitchServer:
         return asyncio.run_coroutine_threadsafe(self._open(switch), self._loop).result()
 
     async def _open(self, switch: PlayedSwitch) -> int:
-        server = await asyncio.start_server(lambda *streams: self._accept(switch, *streams), HOST, 0)
-        self._servers.append(server)
-        return int(server.sockets[0].getsockname()[1])
+        listening = socket.create_server((HOST, 0))
+        listening.setblocking(False)
+        self._listening.append(asyncio.create_task(self._listen(switch, listening)))
+        return int(listening.getsockname()[1])
 
-    def _accept(self, switch: PlayedSwitch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = asyncio.create_task(switch.serve(reader, writer))
-        self._talks.add(talk)
-        talk.add_done_callback(self._talks.discard)
-        talk.add_done_callback(lambda _: writer.close())  # also if it was cancelled before it began
+    async def _listen(self, switch: PlayedSwitch, listening: socket.socket) -> None:
+        """Unlike asyncio's servers, it loses nobody who is just being accepted when it ends."""
+        with listening:
+            while not self._done.is_set():
+                try:
+                    accepted, _ = listening.accept()
+                except BlockingIOError:
+                    await asyncio.sleep(ACCEPT_POLL_S)
+                    continue
+                reader, writer = await asyncio.open_connection(sock=accepted)
+                self._writers.append(writer)
+                talk = asyncio.create_task(switch.serve(reader, writer))
+                self._talks.add(talk)
+                talk.add_done_callback(self._talks.discard)
 
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         self._listens.set()
         await self._done.wait()
-        for server in self._servers:
-            server.close()
+        await asyncio.gather(*self._listening)
         for talk in list(self._talks):
             talk.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 class PlayedSwitch:
@@ -182,6 +197,8 @@ class PlayedSwitch:
         while self._cuts:
             cut = self._cuts[0]
             if self.position >= min(cut.after, self.events):
+                if len(self._cuts) == 1:
+                    await self._has_asked.wait()
                 self._cuts.popleft()
                 await self._cut(cut, writer)
                 return

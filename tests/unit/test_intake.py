@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 from tests.support.clock import START, ManualClock
@@ -20,6 +21,7 @@ import toque.intake
 from toque.callbacks.callback import Client
 from toque.callbacks.delivery import Delivery, Event
 from toque.callbacks.payload import PayloadWriter
+from toque.calls.call import Call
 from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import CallIdentity, Snapshot, Status, StatusChange
@@ -471,6 +473,35 @@ async def test_a_call_whose_source_is_gone_is_concluded_in_time(tmp_path: Path) 
             at.clock.advance(3601)
             await accepted(store, 1, at)
         assert await store.open_calls() == []
+
+
+async def test_a_call_of_another_kind_of_switch_that_is_gone_is_concluded_too() -> None:
+    """What its reader knew is nobody's business any more, and is kept in case the source comes back."""
+    first, _ = call_in_parts()
+    async with desk() as at:
+        at.feed(first)
+        await at.rest()
+        (snapshot,) = at.store.snapshots.values()
+    assert snapshot.state is not None
+    call = msgspec.msgpack.decode(snapshot.state, type=Call)
+    call.source, call.reader = "fs1", b"what another reader wrote"
+    store = StoreDouble()
+    store.stored = [(call.identity, msgspec.msgpack.encode(call))]
+    made = Desk(store)
+    with capture_logs() as logs:
+        assert await made.intake.restore() == 1
+    assert [(log["event"], log["source"]) for log in logs] == [("source.gone", "fs1")]
+    async with at_work(made) as at:
+        await at.wake(5 * 3600)
+        assert [change.status for change in store.taken] == [Status.HUNG_UP]
+
+
+async def test_what_a_client_feeds_to_its_watch_is_taken_in_when_it_says_so() -> None:
+    async with desk() as at:
+        at.watch.feed(call_in_parts()[0][0], at.clock())
+        at.intake.notice()
+        await at.rest()
+        assert at.store.taken
 
 
 async def test_a_call_that_cannot_be_read_is_told_and_harms_no_other() -> None:

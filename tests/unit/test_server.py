@@ -817,6 +817,7 @@ async def test_health_counts(tmp_path: Path) -> None:
             "events": 4,
             "held_deliveries": 4,
             "parked_callbacks": 0,
+            "sources": {"hep": "listening"},
             "hep_packets": len(packets) + 1,
             "hep_refused": 1,
             "hep_dropped": 0,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Protocol
 
 _EARLY_S = 0.001  # loops may be early by this much
+_TIDIED_AT = 4096  # entries: below that it is not worth the while
 
 
 class Timer(Protocol):
@@ -30,13 +31,18 @@ class Timers(Protocol):
 
 
 class Agenda:
-    """Actions in the order of their times. An entry is never taken back: an action looks whether it is still wanted."""
+    """Actions in the order of their times. Nobody takes an entry back: an action looks whether it is still wanted.
 
-    def __init__(self, timers: Timers, after: Callable[[], None]) -> None:
-        """`after` is called when what was due has been done."""
+    Those that are not are thrown away whenever their number may have doubled, since each keeps its subject in memory.
+    """
+
+    def __init__(self, timers: Timers, after: Callable[[], None], is_moot: Callable[[Any], bool] = lambda _: False) -> None:
+        """`after` is called when what was due has been done; `is_moot` says of a subject that no action on it is wanted."""
         self.time = timers.time
         self._timers = timers
         self._after = after
+        self._is_moot = is_moot
+        self._tidied_at = _TIDIED_AT
         self._entries: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._ticket = count()
         self._alarm: Timer | None = None
@@ -45,6 +51,8 @@ class Agenda:
 
     def at(self, when_s: float, action: Callable[[Any], None], subject: object) -> None:
         """Call `action(subject)` once that time of the loop's has come."""
+        if len(self._entries) >= self._tidied_at:
+            self._tidy()
         heappush(self._entries, (when_s, next(self._ticket), action, subject))
         self._set_alarm()
 
@@ -64,6 +72,11 @@ class Agenda:
             await over.wait()
         finally:
             timer.cancel()
+
+    def _tidy(self) -> None:
+        self._entries = [entry for entry in self._entries if not self._is_moot(entry[3])]
+        heapify(self._entries)
+        self._tidied_at = max(_TIDIED_AT, 2 * len(self._entries))
 
     def _set_alarm(self) -> None:
         if self._is_over or not self._entries or self._entries[0][0] >= self._alarm_at:

@@ -29,6 +29,7 @@ _LEAST_WINDOW = 10  # and however short memory is, unless there is none
 _SHARE_OF_FREE = 8  # one part in so many of what is free is one callback's, so that many may be greedy at once
 _PAGE = 500
 _PROBE_PAGE = 20  # rows among which a probe is chosen
+_LOOK_AGAIN_S = 1.0  # at callbacks that held too much for the room there was: it may be others who made room since
 _LATE_ATTEMPTS = 5  # so many attempts of an earlier process, while its callback was well, took longer than the ordering window
 
 
@@ -87,6 +88,8 @@ class Backlogs:
         self._probe = probe
         self._log = structlog.get_logger("toque.sending")
         self._wanted: dict[CallbackQueue, None] = {}
+        self._cramped: dict[CallbackQueue, None] = {}
+        """Those that a page is of use for, once they hold less or there is more room."""
         self._wake = asyncio.Event()
         self._is_reading = False
         self._is_over = False
@@ -170,14 +173,19 @@ class Backlogs:
 
     def want(self, queue: CallbackQueue) -> None:
         """Read a page for this callback when it is its turn, if that is of use now."""
-        if self._is_wanted(queue) and queue not in self._wanted:
+        if queue in self._wanted or not self._is_wanted(queue):
+            return
+        if self._fits(queue):
             self._wanted[queue] = None
             self._wake.set()
+        else:
+            self._put_off(queue)
 
     def stop(self) -> None:
         """Read nothing more."""
         self._is_over = True
         self._wanted.clear()
+        self._cramped.clear()
 
     @property
     def is_quiet(self) -> bool:
@@ -198,7 +206,10 @@ class Backlogs:
                 queue = next(iter(self._wanted))
                 del self._wanted[queue]
                 if self._is_wanted(queue):
-                    await self._read(queue)
+                    if self._fits(queue):
+                        await self._read(queue)
+                    else:
+                        self._put_off(queue)
                 after()
 
     def _is_wanted(self, queue: CallbackQueue) -> bool:
@@ -206,7 +217,22 @@ class Backlogs:
             return False
         if queue.health.is_parked:
             return queue.is_probe_due and not queue.is_dry and not queue.in_use and queue.health.state is State.FAILING
-        return queue.held < self._room.window // 2 and (queue.landing is None or not queue.leaving)
+        return queue.landing is None or not queue.leaving
+
+    def _fits(self, queue: CallbackQueue) -> bool:
+        """Whether there is room for a page of it: half a window. A probe always fits."""
+        return queue.health.is_parked or queue.held < self._room.window // 2
+
+    def _put_off(self, queue: CallbackQueue) -> None:
+        """What it holds may wait for long, and nothing of its own say when others have made room."""
+        if not self._cramped:
+            self._agenda.at(self._agenda.time() + _LOOK_AGAIN_S, Backlogs._look_at_cramped, self)
+        self._cramped[queue] = None
+
+    def _look_at_cramped(self) -> None:
+        cramped, self._cramped = self._cramped, {}
+        for queue in cramped:
+            self.want(queue)
 
     async def _read(self, queue: CallbackQueue) -> None:
         is_probe = queue.health.is_parked

@@ -93,7 +93,7 @@ class Dispatcher:
         self._room = Room(max_held)
         timers = timers or asyncio.get_running_loop()
         self._time = timers.time
-        self._agenda = Agenda(timers, self._proceed)
+        self._agenda = Agenda(timers, self._proceed, _is_left)
         self._turns = Turns(posting, clock, self._time, concurrency)
         self._settling = Settling(store, self._agenda, self._after, self._disabled)
         self._keeping = HealthKeeping(store, self._agenda)
@@ -155,7 +155,7 @@ class Dispatcher:
 
         Registries come one after the other, each read after the one before was applied. So deliveries that came before the
         previous one are older than this one, and what waits for a callback that is gone from it is dead. Later ones may be
-        younger than this registry, and wait for the next.
+        younger than this registry: they wait in the store, which knows of each whether it is dead, for the next.
         """
         self._registry = registry
         for queue in list(self._queues.values()):
@@ -165,6 +165,8 @@ class Dispatcher:
             if is_gone and (is_removed or not queue.has_news):
                 self._drop(queue)
             else:
+                if is_gone and queue.held and not queue.is_disabling:
+                    self._backlogs.release(queue)
                 queue.has_news = False
                 self._equip(queue, callback)
         self._turns.go()
@@ -594,6 +596,11 @@ class Dispatcher:
     def _note_quiet(self) -> None:
         if not self._turns.in_flight and self._is_quiet:
             self._quiet.set()
+
+
+def _is_left(subject: object) -> bool:
+    """Whether this is a lane that nobody has any more."""
+    return isinstance(subject, Lane) and subject.state == LEFT
 
 
 def _read(outcome: Answered | Unreachable | Forbidden) -> tuple[int | None, str | None, str, str]:

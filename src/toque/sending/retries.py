@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from toque.callbacks.delivery import JITTER, RETRIES
+from toque.callbacks.delivery import JITTER, LONGEST_RETRY_AFTER, RETRIES
 from toque.sending.agenda import Agenda
 from toque.sending.lanes import READY, WAITING, CallbackQueue, Lane
 from toque.sending.turns import Turns
+
+# A stored due time further away than any wait comes from a clock that was wrong. A nearer one may be what the receiver asked for.
+_LONGEST_WAIT_S = max(LONGEST_RETRY_AFTER, RETRIES[-1] * (1 + JITTER)).total_seconds()
 
 
 class Retries:
@@ -38,7 +41,10 @@ class Retries:
     def begin(self, lane: Lane) -> None:
         """The lane has a head that was not tried since it was read: it goes when its time has come."""
         due_at = lane.head.due_at
-        wait_s = 0.0 if due_at is None else min((due_at - self._clock()).total_seconds(), _longest_wait_s(lane.head.attempts))
+        wait_s = 0.0 if due_at is None else (due_at - self._clock()).total_seconds()
+        # A receiver that asked this process to wait pauses the whole callback, so the time that its delivery got needs no heed.
+        if wait_s > _LONGEST_WAIT_S or not lane.queue.is_old:
+            wait_s = min(wait_s, _usual_wait_s(lane.head.attempts))
         if wait_s > 0:
             self._agenda.at(self._agenda.time() + wait_s, self.make_ready, lane)
         else:
@@ -82,6 +88,6 @@ class Retries:
         self._became_late(queue)
 
 
-def _longest_wait_s(attempts: int) -> float:
-    """How long a wait after so many attempts is at most: a stored due time further away comes from a clock that was wrong."""
+def _usual_wait_s(attempts: int) -> float:
+    """How long a wait after so many attempts is, if the receiver does not ask for more."""
     return RETRIES[min(max(attempts, 1), len(RETRIES)) - 1].total_seconds() * (1 + JITTER)

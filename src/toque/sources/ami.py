@@ -190,7 +190,6 @@ class AmiTalk:
             raise LinkRefusedError(f"it refuses the login: {reply.get('message')[:100] or 'without a reason'}")
 
     async def _look(self, subscribed: asyncio.Future[AmiMessage], is_gap: bool) -> bool:
-        concluded = self._ear.concluded
         self._watch.begin_resync()
         problem = await self._listed()
         answer = await self._wire.answer(subscribed, "Events")
@@ -199,7 +198,7 @@ class AmiTalk:
         if problem is not None:
             self._ear.tell_unsynced(problem)
             return False
-        self._ear.tell_resynced(self._items, self._ear.concluded - concluded, is_first=is_gap)
+        self._ear.tell_resynced(self._items, is_first=is_gap)
         return True
 
     async def _listed(self) -> str | None:

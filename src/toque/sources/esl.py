@@ -151,7 +151,6 @@ class EslTalk:
         except EslError as error:  # a channel that cannot be asked for is not one that has ended
             self._ear.tell_unsynced(str(error))
             return False
-        concluded = self._ear.concluded
         self._is_in_doubt = False
         try:
             self._watch.resync(dumps, self._ear.clock())
@@ -160,7 +159,7 @@ class EslTalk:
             return False
         finally:
             self._ear.on_news()
-        self._ear.tell_resynced(len(listed), self._ear.concluded - concluded, is_first=is_gap)
+        self._ear.tell_resynced(len(listed), is_first=is_gap)
         return True
 
     async def _dumps(self, uuids: Sequence[str]) -> list[dict[str, Any]]:

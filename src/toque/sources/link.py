@@ -126,6 +126,7 @@ class Ear(Generic[_Heard]):
         self.on_news = on_news
         self.log = structlog.get_logger("toque.sources").bind(source=watch.source)
         self._watch = watch
+        self._concluded = watch.tracker.counters.inferred
         self._sparingly = Sparingly(time.monotonic)
 
     def hear(self, heard: _Heard) -> bool:
@@ -148,13 +149,10 @@ class Ear(Generic[_Heard]):
         if self._sparingly.admits():
             self.log.warning("source.unreadable", problem=problem, held_back=self._sparingly.take_held_back())
 
-    @property
-    def concluded(self) -> int:
-        """Calls whose end was concluded, since the start."""
-        return self._watch.tracker.counters.inferred
-
-    def tell_resynced(self, channels: int, concluded: int, *, is_first: bool) -> None:
-        """The watch knows what the switch has; told after each connection, and when it changed something."""
+    def tell_resynced(self, channels: int, *, is_first: bool) -> None:
+        """The watch knows what the switch has; told after each connection, and when ends were concluded since the last look."""
+        before, self._concluded = self._concluded, self._watch.tracker.counters.inferred
+        concluded = self._concluded - before
         if is_first or concluded:
             self.log.info("source.resynced", channels=channels, concluded=concluded)
 

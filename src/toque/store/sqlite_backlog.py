@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from toque.callbacks.delivery import Delivery, DeliveryState, Event, Settlement
+from toque.callbacks.delivery import Delivery, DeliveryState, Event, LaneKey, Settlement
 from toque.calls.model import Status
 from toque.store import sqlite_segments as segments
 from toque.store.contract import DeadDelivery
@@ -37,8 +37,10 @@ _FIND_ROWS = """SELECT d.callback_id, d.event_seq, d.row FROM (VALUES {values}) 
 _WITH_LATER_ROWS = """SELECT wanted.column1 FROM (VALUES {values}) AS wanted WHERE EXISTS (
     SELECT 1 FROM deliveries AS d
     WHERE d.callback_id = wanted.column1 AND d.event_seq > wanted.column2 AND d.state = 'waiting')"""
-_LATER_OF_CALL = """SELECT row, event FROM deliveries
-    WHERE callback_id = ? AND event_seq > ? AND state = 'waiting' AND row > ? AND instr(event, ?) > 0 ORDER BY event_seq"""
+_LATER_OF_CALLS = """SELECT row, event FROM deliveries
+    WHERE callback_id = ? AND event_seq > ? AND state = 'waiting' AND row > ?
+        AND json_extract(event, '$[3]') IN (SELECT value FROM json_each(?)) ORDER BY event_seq"""
+_RECOVERED_AT_ONCE = 5_000  # deliveries: each time costs a look through the backlogs that they belong before
 _STANDINGS = """SELECT id, disabled_reason, dead_through, dead_through_seq, dead_reason
     FROM callbacks WHERE removed_at IS NULL AND id IN (VALUES {values})"""
 _OUTCOMES = "SELECT entries FROM outcomes WHERE id > ?"
@@ -80,6 +82,11 @@ class StoredEvent(msgspec.Struct, array_like=True, gc=False):
     sequence: int
     accepted_at: datetime
     payload: msgspec.Raw
+
+    @property
+    def lane(self) -> LaneKey:
+        """As a delivery's."""
+        return (self.callerid, self.direction, self.pin)
 
     def known(self) -> Event:
         """The event as the world knows it."""
@@ -226,10 +233,11 @@ class Backlog:
             if row[3] == _WAITING:
                 first[row[1]] = min(first.get(row[1], row[2]), row[2])
         late = {number for (number,) in read_many(connection, _WITH_LATER_ROWS, list(first.items()))}
+        later = {number: LaterRows(connection, number, known[number], rows) for number in late}
         last = self._last(connection)
         numbered = []
         for row in rows:
-            place = _place_in_lane(connection, row, known[row[1]]) if row[1] in late and row[3] == _WAITING else 0
+            place = later[row[1]].place_before(row) if row[1] in late and row[3] == _WAITING else 0
             if not place:
                 last += ROOM
             numbered.append((place or last, *row[1:]))
@@ -246,6 +254,7 @@ class Backlog:
         start, last = segments.open_from(connection), segments.last_seq(connection)
         mentioned = _mentioned_since(connection, start)
         known: dict[int, Standing] = {}
+        rows: list[Row] = []
         for segment in list(segments.walk(connection, start, last)):
             lost = [
                 (callback_id, segment.event(seq, event))
@@ -254,8 +263,11 @@ class Backlog:
                 if (seq, callback_id) not in mentioned
             ]
             known |= standings(connection, {callback_id for callback_id, _ in lost} - known.keys())
-            rows = [_recovered(n, event, known[n], to_us(now)) for n, event in lost if n in known]
-            self.add(connection, rows, known)
+            rows += [_recovered(n, event, known[n], to_us(now)) for n, event in lost if n in known]
+            if len(rows) >= _RECOVERED_AT_ONCE:
+                self.add(connection, rows, known)
+                rows = []
+        self.add(connection, rows, known)
         if start <= last:
             connection.execute(_LOG, (to_us(now), last + 1, "[]"))
         return [number for (number,) in connection.execute(_WITH_BACKLOG).fetchall()]
@@ -292,17 +304,28 @@ def _mentioned_since(connection: sqlite3.Connection, start: int) -> set[tuple[in
     }
 
 
-def _place_in_lane(connection: sqlite3.Connection, row: Row, callback: Standing) -> int:
-    """The number before that of the next one of its lane, 0 where none has a row."""
-    mine = _EVENTS.decode(row[9])
-    values = (row[1], row[2], callback.dead_through, mine.callerid)
-    for number, text in connection.execute(_LATER_OF_CALL, values).fetchall():
-        event = _EVENTS.decode(text)
-        if (event.callerid, event.direction, event.pin) == (mine.callerid, mine.direction, mine.pin):
-            place = int(number) - (event.sequence - mine.sequence)
-            is_free = connection.execute("SELECT 1 FROM deliveries WHERE row = ?", (place,)).fetchone() is None
-            return place if is_free else 0
-    return 0
+class LaterRows:
+    """What waits of a callback's calls behind some events of theirs that have no row yet; found in one look for all of them."""
+
+    def __init__(self, connection: sqlite3.Connection, callback_id: int, callback: Standing, rows: Iterable[Row]) -> None:
+        self._connection = connection
+        self._mine = {row[2]: _EVENTS.decode(row[9]) for row in rows if row[1] == callback_id and row[3] == _WAITING}
+        calls = _encode(list({event.callerid for event in self._mine.values()})).decode()
+        values = (callback_id, min(self._mine), callback.dead_through, calls)
+        self._found: dict[LaneKey, list[tuple[int, StoredEvent]]] = {}  # each lane's in the order of events
+        for number, text in connection.execute(_LATER_OF_CALLS, values).fetchall():
+            event = _EVENTS.decode(text)
+            self._found.setdefault(event.lane, []).append((int(number), event))
+
+    def place_before(self, row: Row) -> int:
+        """The number before that of the next one of its lane, 0 where none has a row."""
+        mine = self._mine[row[2]]
+        for number, event in self._found.get(mine.lane, ()):
+            if event.seq > mine.seq:
+                place = number - (event.sequence - mine.sequence)
+                is_free = self._connection.execute("SELECT 1 FROM deliveries WHERE row = ?", (place,)).fetchone() is None
+                return place if is_free else 0
+        return 0
 
 
 def render_event(event: Event) -> str:

@@ -86,6 +86,30 @@ async def test_all_together_hold_no_more_than_there_is_room_for() -> None:
         assert at.dispatcher.held() == 0
 
 
+async def test_a_callback_that_held_much_goes_on_when_others_have_made_room() -> None:
+    """Nothing of its own happens then: what it holds waits for its next try."""
+    others = range(2, 60)
+    async with desk(*map(make_callback, [1, *others]), max_held=1000) as at:
+        await at.warm_up()
+        at.offer(make_calls(30, prefix="refused"))
+        await at.end_all(Answered(400))
+        await at.pass_time(1)
+        await at.end_all(Answered(400))
+        for other in others:
+            at.offer(make_calls(200, other, f"of{other}-"))
+        await at.rest()
+        assert at.dispatcher.held() == 1000
+        at.offer(make_calls(3, prefix="new"))
+        await at.rest()
+        while open_to_others := [attempt for attempt in at.posting.open if attempt.callback != 1]:
+            for attempt in open_to_others:
+                attempt.ends()
+            await at.rest()
+        assert at.dispatcher.held() == 30
+        await at.pass_time(1)
+        assert at.posting.events[-3:] == ["new0.1", "new1.1", "new2.1"]
+
+
 async def test_steady_traffic_does_not_keep_a_callback_behind() -> None:
     """Something new comes during every read; it lands in memory, and the callback catches up all the same."""
     async with desk() as at:

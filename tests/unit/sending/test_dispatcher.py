@@ -444,3 +444,16 @@ async def test_a_stored_due_time_of_a_clock_that_was_ahead_holds_nothing_up() ->
         assert at.posting.open == []
         await at.pass_time(1.2)
         assert len(at.posting.open) == 1
+
+
+async def test_after_a_restart_what_was_asked_to_wait_is_waited_for() -> None:
+    """The receiver had said when to come back, which is more than the table's wait after one attempt."""
+    store = StoreDouble()
+    store.put([make_delivery(attempts=1, due_at=START + timedelta(minutes=50))])
+    async with desk(store=store) as at:
+        at.dispatcher.resume(store.recover())
+        await at.rest()
+        await at.pass_time(50 * 60 - 1)
+        assert at.posting.open == []
+        await at.pass_time(1)
+        assert len(at.posting.open) == 1

@@ -77,7 +77,9 @@ async def test_a_registry_that_was_read_before_the_registration_loses_nothing() 
     async with desk() as at:
         at.offer(make_call("new", 2, callback=9))
         at.dispatcher.apply(registry_of(make_callback(1)))
-        assert at.dispatcher.held() == 2
+        await at.rest()
+        assert at.dispatcher.held() == 0
+        assert at.store.backlog_of(9) == ["new.1", "new.2"]
         at.dispatcher.apply(registry_of(make_callback(1), make_callback(9)))
         await at.end_all()
         assert at.posting.events == ["new.1", "new.2"]
@@ -87,11 +89,26 @@ async def test_a_registry_that_was_read_while_it_was_disabled_loses_nothing() ->
     async with desk(make_callback(disabled_at=START, disabled_reason="410 Gone")) as at:
         at.offer(make_call("new", 2))
         at.dispatcher.apply(registry_of(make_callback(disabled_at=START, disabled_reason="410 Gone")))
-        assert at.dispatcher.held() == 2
+        await at.rest()
+        assert at.dispatcher.held() == 0
         assert at.posting.attempts == []
         at.dispatcher.apply(registry_of(make_callback()))
         await at.end_all()
         assert at.posting.events == ["new.1", "new.2"]
+
+
+async def test_what_came_just_before_its_callback_was_disabled_is_not_held_for_ever() -> None:
+    """As long as it is, the store cannot throw away what is older. No other registry may come for a long time."""
+    async with desk() as at:
+        at.offer(make_call("last", 1))
+        at.posting.open[0].ends(Answered(410))
+        at.offer(make_call("later", 1))
+        await at.rest()
+        at.dispatcher.apply(registry_of(make_callback(disabled_at=START, disabled_reason="410 Gone")))
+        await at.rest()
+        assert at.dispatcher.held() == 0
+        assert at.store.fresh == {}
+        assert at.posting.events == ["last.1"]
 
 
 async def test_what_waits_for_a_callback_that_never_appears_is_forgotten() -> None:

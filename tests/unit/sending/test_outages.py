@@ -24,6 +24,7 @@ from tests.support.store_double import StoreDouble
 from toque.callbacks.callback import KeptHealth
 from toque.callbacks.delivery import DeliveryState
 from toque.callbacks.health import DISABLED_AFTER, State
+from toque.sending.agenda import _TIDIED_AT
 from toque.sending.transport import Answered, Unsent
 
 
@@ -404,3 +405,20 @@ async def test_disabling_is_tried_again_until_the_store_has_it() -> None:
         at.dispatcher.apply(registry_of(make_callback()))
         await at.end_all()
         assert len(at.posting.attempts) == 5  # registered again: what came for it meanwhile is posted
+
+
+async def test_a_callback_that_fails_again_and_again_fills_no_memory() -> None:
+    """Each time a page of what is due much later is read, and left to the store again."""
+    async with desk() as at:
+        due_at = at.clock() + timedelta(minutes=55)
+        at.store.put(make_delivery(f"later{n}", attempts=10, due_at=due_at) for n in range(400))
+        at.store.put(make_calls(200, prefix="now"))
+        at.dispatcher.resume([1])
+        await at.rest()
+        for _ in range(30):
+            while at.posting.open:
+                is_probe = at.dispatcher.health_of(1) is State.PROBING
+                await at.end(at.posting.open[0], DELIVERED if is_probe else REFUSED)
+            await at.pass_time(5)
+        assert at.dispatcher.held() <= 1
+        assert len(at.dispatcher._agenda._entries) <= _TIDIED_AT

@@ -1026,6 +1026,42 @@ async def test_a_batch_without_events_is_remembered_too(store: SqliteStore, open
 # Size
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_many_that_get_their_places_late_cost_one_look_through_the_backlog(
+    store: SqliteStore, opened: Opener, is_restarted: bool
+) -> None:
+    """Each by itself would keep everybody from writing for minutes, where much waits."""
+    early = [d for n in range(50) for d in (await store.append(whole_call(f"early-{n}")[:2], [])).deliveries]
+    late = [d for n in range(50) for d in (await store.append(whole_call(f"early-{n}")[2:], [])).deliveries]
+    await store.settle([], left(*late))
+    if is_restarted:
+        await store.close()
+        store = opened()
+    looks: list[str] = []
+    store._writer.connection.set_trace_callback(lambda text: looks.append(text) if "json_extract(event" in text else None)
+    await (store.recover() if is_restarted else store.settle([], left(*early)))
+    assert len(looks) == 1
+    found = await store.backlog(1)
+    for n in range(50):
+        call = callerid(identity(f"early-{n}"), 0)
+        assert [d.event.sequence for d in found if d.event.callerid == call] == [1, 2, 3, 4]
+
+
+async def test_what_is_recovered_in_several_goes_keeps_its_order(
+    store: SqliteStore, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_backlog, "_RECOVERED_AT_ONCE", 3)
+    offered = [(await store.append(whole_call(f"call-{n}"), [])).deliveries for n in range(4)]
+    await store.settle([], left(offered[0][3], offered[2][1]))
+    await store.close()
+    store = opened()
+    assert await store.recover() == [1]
+    found = await store.backlog(1)
+    assert len(found) == 16
+    for lane in offered:
+        assert [d.event.sequence for d in found if d.lane == lane[0].lane] == [1, 2, 3, 4]
+
+
 async def test_under_constant_load_the_file_does_not_grow_without_bound(path: Path, opened: Opener) -> None:
     """What is thrown away makes room for what comes; pages that became free are used again."""
     clock = ManualClock(BEGINNING)
