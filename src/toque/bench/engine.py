@@ -26,7 +26,7 @@ from toque.calls.model import StatusChange
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
-from toque.server import calm_collector
+from toque.server import SETTLING_PACE_S, calm_collector
 from toque.settings import OPTIONS
 from toque.store.sqlite import SqliteStore, utc_now
 
@@ -130,6 +130,7 @@ async def engine(
                 chance=random.random,
                 concurrency=concurrency,
                 callback_concurrency=callback_concurrency,
+                settling_pace_s=SETTLING_PACE_S,
             )
             dispatcher.apply(registry)
             dispatcher.resume(backlogs)

@@ -58,6 +58,9 @@ class Keeping(Protocol):
 
     known: KnownAnswers
 
+    def write_soon(self, connection: Connection) -> None:
+        """Have the connection's post written together with others."""
+
     def release(self, connection: Connection, idle_s: float | None) -> bool:
         """Keep the connection for the next post; False when enough are kept already."""
 
@@ -120,7 +123,12 @@ class Connection(AnswerReader, asyncio.Protocol):
         self._post = post
         self._on_outcome = on_outcome
         self.due = deadline
-        self._write(post.head + post.body)
+        self._keeper.write_soon(self)
+
+    def write(self) -> None:
+        """Put the post on the wire, unless the connection is over meanwhile."""
+        if not self.is_closed and self._on_outcome is not None:
+            self._write(self._post.head + self._post.body)
 
     def end(self, otherwise: Outcome) -> None:
         """Close it now; its attempt, if it has one, ends with the status that has come, or else as given."""

@@ -75,6 +75,7 @@ class Dispatcher:
         ordering_window: timedelta = timedelta(seconds=30),
         expire_stale_ringing: bool = False,
         max_held: int = 20_000,
+        settling_pace_s: float = 0.0,
     ) -> None:
         """`timers` are the running loop's unless others are given; `max_held` bounds the deliveries in memory.
 
@@ -95,7 +96,7 @@ class Dispatcher:
         self._time = timers.time
         self._agenda = Agenda(timers, self._proceed, _is_left)
         self._turns = Turns(posting, clock, self._time, concurrency)
-        self._settling = Settling(store, self._agenda, self._after, self._disabled)
+        self._settling = Settling(store, self._agenda, self._after, self._disabled, pace_s=settling_pace_s)
         self._keeping = HealthKeeping(store, self._agenda)
         self._retries = Retries(
             clock=clock,

@@ -20,6 +20,7 @@ from toque.sending.agenda import Agenda
 from toque.sending.lanes import CallbackQueue, Lane
 
 STORE_RETRY_S = 0.5  # between tries while the store fails
+_FULL_BATCH = 250  # outcomes that wait for no others
 
 
 class Ledger(Protocol):
@@ -49,14 +50,27 @@ class Batch:
 class Settling:
     """What waits to be written, and the loop that writes it."""
 
-    def __init__(self, ledger: Ledger, agenda: Agenda, after: Callable[[Batch], None], disabled: Callable[[int], None]) -> None:
-        """`after` is told of each batch that is durable, `disabled` of each callback that is disabled in the store."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        agenda: Agenda,
+        after: Callable[[Batch], None],
+        disabled: Callable[[int], None],
+        *,
+        pace_s: float = 0.0,
+    ) -> None:
+        """`after` is told of each batch that is durable, `disabled` of each callback that is disabled in the store.
+
+        Batches begin `pace_s` apart, unless much is to be written.
+        """
         self._ledger = ledger
         self._agenda = agenda
         self._after = after
         self._disabled = disabled
         self._log = structlog.get_logger("toque.sending")
         self._wake = asyncio.Event()
+        self._pace_s = pace_s
+        self._began_s = -pace_s
         self.is_awake = False
         self._is_writing = False
         self.done: list[Lane] = []
@@ -116,6 +130,7 @@ class Settling:
         while True:
             await self._wake.wait()
             while self._has_work:
+                await self._pace()
                 batch = self._take()
                 self._is_writing = True
                 try:
@@ -125,6 +140,13 @@ class Settling:
                 self._after(batch)
             self._wake.clear()
             self.is_awake = False
+
+    async def _pace(self) -> None:
+        """Let a batch grow a little when the one before has only just begun: each commit costs as much as many outcomes."""
+        wait_s = self._began_s + self._pace_s - self._agenda.time()
+        if wait_s > 0 and len(self.done) < _FULL_BATCH:
+            await self._agenda.sleep(wait_s)
+        self._began_s = self._agenda.time()
 
     def _take(self) -> Batch:
         batch = Batch(self.done[:], self.failed, list(self.others.values()), list(self._left), self._disabling)

@@ -130,6 +130,7 @@ class _Keeper:
         self._idle_until_s = 0.0  # for a connection that becomes idle now; the ticker keeps it up
         self._no_answer = Unreachable(f"no answer within {limits.attempt_timeout_s:g} s")
         self._connections: set[Connection] = set()
+        self._unwritten: list[Connection] = []
         self._dials: set[_Dial] = set()
         self._is_closing = False
         self._all_closed = asyncio.Event()
@@ -178,6 +179,17 @@ class _Keeper:
             self._loop.call_exception_handler({"message": "on_outcome raised", "exception": error})
 
     # Connections.
+
+    def write_soon(self, connection: Connection) -> None:
+        """Write once the loop's turn is over, one post right behind the other: whoever reads them is woken once for all."""
+        if not self._unwritten:
+            self._loop.call_soon(self._write_all)
+        self._unwritten.append(connection)
+
+    def _write_all(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for connection in unwritten:
+            connection.write()
 
     def release(self, connection: Connection, idle_s: float | None) -> bool:
         """Keep a connection for the next post, for the time that its peer will; False when enough are kept already."""

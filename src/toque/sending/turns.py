@@ -18,7 +18,7 @@ from toque.sending.lanes import BUSY, CallbackQueue
 from toque.sending.outcomes import Outcome, Post
 
 _SLOW_S = 0.25
-_REFILL = 16  # one part in so many of the places is free before an answer alone starts the next posts
+_REFILL = 2  # one part in so many of the places is free before an answer alone starts the next posts: bursts cost less
 
 
 class Posting(Protocol):
