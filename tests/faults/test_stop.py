@@ -212,7 +212,7 @@ BAD_SETTINGS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("no TOML", {"config": "http: 8080"}, ["config (toque.toml)", "is not TOML"]),
     ("no config", {"flags": ["--config", "mine.toml"]}, ["config (mine.toml)", "cannot be read: No such file or directory"]),
     ("unknown source", {"config": '[[sources]]\nkind = "sip"'}, ["sources[1].kind (toque.toml)", "'sip'", "must be hep"]),
-    ("source to come", {"config": '[[sources]]\nkind = "ami"'}, ["sources[1].kind (toque.toml)", "'ami'", "allowed is hep"]),
+    ("source without a name", {"config": '[[sources]]\nkind = "ami"'}, ["sources[1].name (toque.toml)", "must be given"]),
     (
         "source's setting",
         {"config": '[[sources]]\nkind = "hep"\nlisten_on = "127.0.0.1:0"'},

@@ -33,7 +33,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     """The parts that were asked for, some at a time: most of what they do is to wait."""
     seed = int(os.environ.get("TOQUE_STORM_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
     print(f"TOQUE_STORM_SEED={seed}")
-    asked = {item.callspec.params["name"] for item in request.session.items if "outcomes" in getattr(item, "fixturenames", ())}
+    mine = [
+        item for item in request.session.items if item.path == request.path and "outcomes" in getattr(item, "fixturenames", ())
+    ]
+    asked = {item.callspec.params["name"] for item in mine}
     with ThreadPoolExecutor(PLAYED_AT_ONCE) as stages:
         yield {name: stages.submit(play, name, tmp_path_factory.mktemp(name), seed) for name in SHORT_PARTS if name in asked}
 

@@ -48,6 +48,9 @@ class Trace:
 
     # The keeper.
 
+    def write_soon(self, connection: Connection) -> None:
+        connection.write()
+
     def release(self, connection: Connection, idle_s: float | None) -> bool:
         self.done.append(("released", idle_s))
         connection.is_kept = True

@@ -5,7 +5,7 @@ import struct
 from urllib.parse import quote
 
 import sipmessage
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.sip_messages import ProxiedCall
 
@@ -89,6 +89,9 @@ def sip_like(draw: st.DrawFn) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+@settings(
+    suppress_health_check=[HealthCheck.too_slow]
+)  # the first draw compiles a pattern; on a busy machine that takes a second
 @given(st.binary(max_size=300) | sip_like() | damaged(st.builds(lambda: ProxiedCall().up("INVITE").payload)))
 def test_any_bytes_are_a_sip_message_or_a_sip_error(data: bytes):
     try:
