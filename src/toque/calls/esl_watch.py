@@ -12,14 +12,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
-from toque.calls.call import Call
 from toque.calls.esl_event import EslEvent
 from toque.calls.esl_parties import Parties
 from toque.calls.esl_resync import EslReader
 from toque.calls.lines import LineBook
-from toque.calls.model import CallIdentity, Signal, SignalKind, Snapshot, StatusChange
+from toque.calls.model import Signal, SignalKind
+from toque.calls.tracked import Tracked
 from toque.calls.tracker import CallTracker, Patience
 
 # What the client subscribes to (`event json …`). CHANNEL_EXECUTE may be added: it tells of a caller's coming to voicemail at once
@@ -42,7 +40,7 @@ EVENTS = (
 )
 
 
-class EslWatch:
+class EslWatch(Tracked):
     """Reader and tracker of one source, which live and are forgotten together."""
 
     def __init__(
@@ -55,9 +53,8 @@ class EslWatch:
         tenant_variable: str = "domain_name",
     ) -> None:
         """`trunks` are patterns of the names of channels that lead outside (`sofia/external/*`)."""
-        self.source = source
-        self.tracker = CallTracker(lines, patience)
         self.reader = EslReader(source, Parties(tuple(trunks), self._is_line, tenant_variable))
+        super().__init__(source, CallTracker(lines, patience), self.reader)
 
     def _is_line(self, number: str) -> bool:
         return self.tracker.lines.owner(number) is not None
@@ -83,35 +80,3 @@ class EslWatch:
             self.tracker.feed(signal, now)
             if signal.identity not in self.tracker.calls and signal.kind is not SignalKind.SEEN:
                 self.reader.forget(signal.identity)
-
-    def tick(self, now: datetime) -> None:
-        """Do what has become due."""
-        for identity in self.tracker.tick(now):
-            self.reader.forget(identity)
-
-    def take(self) -> tuple[list[StatusChange], list[Snapshot]]:
-        """The changes since the last call, and the state of the calls they touched."""
-        for call in self.tracker.touched():
-            call.reader = self.reader.export(call.identity)
-        return self.tracker.take()
-
-    def waiting(self) -> int:
-        """How many changes `take` would give."""
-        return self.tracker.waiting()
-
-    def take_unmatched(self) -> list[Call]:
-        """The calls that ended without matching a line."""
-        return self.tracker.take_unmatched()
-
-    def take_late(self) -> dict[CallIdentity, SignalKind]:
-        """The calls that showed a sign of life after their end had been concluded, and the last sign: to be logged, not told."""
-        return self.tracker.take_late()
-
-    def restore(self, state: bytes, now: datetime) -> None:
-        """Go on with a call. Raises `ValueError` for bytes that are no snapshot of ours."""
-        try:
-            call = self.tracker.restore(state, now)
-            self.reader.restore(call.reader)
-        except msgspec.DecodeError as error:
-            msg = f"a stored call cannot be read: {error}"
-            raise ValueError(msg) from None
