@@ -18,7 +18,9 @@ from toque.sending.lanes import BUSY, CallbackQueue
 from toque.sending.outcomes import Outcome, Post
 
 _SLOW_S = 0.25
-_REFILL = 2  # one part in so many of the places is free before an answer alone starts the next posts: bursts cost less
+_BURST = 48
+# Posts that start at once, where an answer alone starts them. Receivers are woken once for all of them, and waking costs more
+# than posting; where there are fewer places, it is three quarters of them.
 
 
 class Posting(Protocol):
@@ -46,7 +48,7 @@ class Turns:
         self._clock = clock
         self._time = time
         self._concurrency = concurrency
-        self.refill_at = concurrency - max(1, concurrency // _REFILL)
+        self.refill_at = concurrency - min(_BURST, max(1, concurrency * 3 // 4))
         """While more than this are on the wire, it is not worth the while to look for more: the next durable batch does."""
         self._most_slow = concurrency - concurrency // 4
         self.in_flight = 0
