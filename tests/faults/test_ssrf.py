@@ -360,16 +360,29 @@ OPEN = ip_network("127.0.0.1/32")
 @asynccontextmanager
 async def outside(*answers: Sequence[str], **options: Any) -> AsyncIterator[Any]:
     """A receiver that may be reached and hangs up after each answer, traps at the same port, and a resolver's answers."""
-    with socket.create_server(("127.0.0.2", 0)) as trap:
-        port = trap.getsockname()[1]
-        async with (
-            ScriptedReceiver(otherwise=answer(closes=True), port=port) as receiver,
-            Sender(Guard([OPEN]), resolve=names(*answers), **options) as sender,
-        ):
-            addresses = dialled(asyncio.get_running_loop())
-            yield receiver, sender, addresses
-            assert set(addresses) <= {"127.0.0.1"}
-            assert _caught(trap) == 0
+    async with (
+        trapped() as (receiver, trap),
+        Sender(Guard([OPEN]), resolve=names(*answers), **options) as sender,
+    ):
+        addresses = dialled(asyncio.get_running_loop())
+        yield receiver, sender, addresses
+        assert set(addresses) <= {"127.0.0.1"}
+        assert _caught(trap) == 0
+
+
+@asynccontextmanager
+async def trapped() -> AsyncIterator[tuple[ScriptedReceiver, socket.socket]]:
+    """A receiver, and a trap at the same port of another address, where somebody may be already."""
+    for _ in range(100):
+        async with ScriptedReceiver(otherwise=answer(closes=True)) as receiver:
+            try:
+                trap = socket.create_server(("127.0.0.2", receiver.port))
+            except OSError:
+                continue
+            with trap:
+                yield receiver, trap
+                return
+    raise AssertionError("no port is free at both addresses")
 
 
 INSIDE = LOOPBACK
