@@ -42,9 +42,15 @@ class Directory:
         self._followers.append(follower)
 
     async def refresh(self) -> None:
-        """Read the registry again and tell the followers, before this returns. Raises `StoreError`."""
+        """Read the registry again and tell the followers, before this returns. Raises `StoreError`.
+
+        They never see an older one after a newer one: what it would take back was decided for good.
+        """
         async with self._lock:
-            self._registry = await self._store.registry()
+            registry = await self._store.registry()
+            if self._registry is not None and registry.version < self._registry.version:
+                return
+            self._registry = registry
             for follower in self._followers:
                 follower(self._registry)
 

@@ -11,6 +11,7 @@ while it is `deaf` nobody can connect.
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import threading
@@ -205,10 +206,17 @@ class RecordingReceiver:
         await self._close()
 
     async def _open_port(self) -> None:
-        """The same port each time."""
-        self._server = await self._loop.create_server(
-            lambda: _Connection(self, next(self._numbers)), self._host, self.port, backlog=BACKLOG
-        )
+        """The same port each time. While nobody listened, somebody may have got it for a connection that is soon over."""
+        while True:
+            try:
+                self._server = await self._loop.create_server(
+                    lambda: _Connection(self, next(self._numbers)), self._host, self.port, backlog=BACKLOG
+                )
+                break
+            except OSError as error:
+                if not self.port or error.errno != errno.EADDRINUSE:
+                    raise
+                await asyncio.sleep(POLL_S)  # bounded by the patience of whoever asked for it
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:

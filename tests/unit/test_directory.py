@@ -83,6 +83,22 @@ async def test_refreshes_at_once_end_with_the_newest(store: SqliteStore):
     assert len(directory.registry.clients) == 10
 
 
+async def test_an_older_registry_never_follows_a_newer_one(store: SqliteStore, monkeypatch: pytest.MonkeyPatch):
+    directory, follower = Directory(store), Follower()
+    directory.follow(follower)
+    older = await store.registry()
+    await store.add_client(client("ana"))
+    await directory.refresh()
+
+    async def read_long_ago() -> Registry:
+        return older
+
+    monkeypatch.setattr(store, "registry", read_long_ago)
+    await directory.refresh()
+    assert set(directory.registry.clients) == {"ana"}
+    assert len(follower.told) == 1
+
+
 @pytest.mark.usefixtures("hurried")
 async def test_what_another_process_changes_is_seen(store: SqliteStore, tmp_path: Path):
     directory, follower = Directory(store), Follower()

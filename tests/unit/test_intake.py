@@ -307,6 +307,29 @@ async def test_sources_are_held_back_while_too_much_waits(monkeypatch: pytest.Mo
         assert len(at.offered) == 8
 
 
+async def test_after_an_outage_what_waits_goes_in_parts_and_a_calls_state_not_before_its_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(toque.intake, "_CHANGES_AT_ONCE", 5)
+    async with desk() as at:
+        at.store.failures = 1
+        for packets in zip(*(whole_call(name) for name in "abc"), strict=True):
+            at.feed(packets)
+        parts: list[tuple[int, list[str]]] = []
+
+        def note() -> None:
+            parts.append((len(at.store.tries[-1]), [identity.key[0] for identity in at.store.snapshots]))
+
+        at.store.before = note
+        await at.rest()
+        assert parts == [(5, [])]
+        await at.end_nap()
+        assert parts[1:] == [(5, []), (5, []), (2, ["a"])]  # what was there before each part
+        assert [snapshot.identity.key[0] for snapshot in at.store.snapshots.values()] == ["a", "b", "c"]
+        for name in "abc":
+            assert statuses(at.offered, name) == WHOLE_CALL
+
+
 async def test_an_error_that_is_no_store_error_ends_the_intake() -> None:
     made = Desk(StoreDouble())
 

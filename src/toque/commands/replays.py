@@ -16,8 +16,8 @@ from toque.callbacks.callback import Registry
 from toque.commands.terminal import Json, NotDone, ReplayFlags, StoreFlags, as_table, callback_of, opened, run, settings_of, show
 from toque.errors import InputError
 from toque.settings import Settings
-from toque.store.contract import Replay, ReplayState
-from toque.store.sqlite import SqliteStore, utc_now
+from toque.store.contract import Replay, ReplayState, Store
+from toque.store.sqlite import utc_now
 
 MAX_RATE = 10_000.0  # deliveries a second: above any receiver's pace, so that a slip of the finger is noticed
 _SPAN = re.compile(r"(\d+)\s*(s|m|h|d)")
@@ -34,7 +34,7 @@ def replay(
     since: Annotated[str | None, Parameter(help="accepted from here on: 2026-11-23T10:00, or a span back from now: 2h")] = None,
     until: Annotated[str | None, Parameter(help="accepted before this, in the same forms (default: now)")] = None,
     call: Annotated[str | None, Parameter(help="only this call, by its callerid")] = None,
-    event: Annotated[str | None, Parameter(help="only this event, by its id")] = None,
+    event: Annotated[str | None, Parameter(help="only this event, by its id; found sooner with its --call")] = None,
     dead: Annotated[bool, Parameter(help="only what is dead", negative=())] = False,
     rate: Annotated[float, Parameter(help="deliveries a second at most")] = 50.0,
     follow: Annotated[bool, Parameter(help="show the progress until the replay ends", negative=())] = False,
@@ -43,7 +43,8 @@ def replay(
 ) -> None:
     """Send a URL again what it was told before, with the same ids: since a time, of a call, one event, or what is dead."""
     given = settings_of(flags)
-    if sum((since is not None, call is not None, event is not None, dead)) != 1 and not (since is not None and dead):
+    is_named = call is not None or event is not None
+    if sum((since is not None, is_named, dead)) != 1 and not (since is not None and dead):
         msg = "say what to send again: --since TIME, --call CALLERID, --event ID or --dead"
         raise InputError(msg)
     if not 0 < rate <= MAX_RATE:
@@ -76,7 +77,7 @@ async def _begin(given: Settings, wanted: Callable[[Registry], Replay], code: st
     show(told, as_json=as_json, human=lambda console: console.print(_sentence(told)))
 
 
-async def _followed(store: SqliteStore, begun: Replay, *, as_json: bool) -> Replay:
+async def _followed(store: Store, begun: Replay, *, as_json: bool) -> Replay:
     """Wait until a running server has put everything back."""
     console = Console(highlight=False, stderr=True)
     while begun.state is ReplayState.RUNNING:

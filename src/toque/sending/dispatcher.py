@@ -160,6 +160,8 @@ class Dispatcher:
         """
         self._registry = registry
         for queue in list(self._queues.values()):
+            if registry.version < queue.disabled_in:  # it was read before the callback was disabled
+                continue
             callback = registry.callbacks.get(queue.callback_id)
             is_removed = callback is None and queue.writer is not None  # it was known, and a removed one never comes back
             is_gone = callback is None or callback.disabled_at is not None
@@ -222,6 +224,8 @@ class Dispatcher:
         queue = CallbackQueue(callback_id, self, Allowance(self._callback_concurrency))
         self._queues[callback_id] = queue
         self._equip(queue, callback)
+        if queue.writer is None:  # not known yet, or not any more: the store knows which, and what becomes of its deliveries
+            self._backlogs.fall_behind(queue)
         return queue
 
     def _sweep(self) -> None:
@@ -273,17 +277,19 @@ class Dispatcher:
         queue.is_dropped = queue.is_new = True
         queue.allow()
         self._outages.kill(queue, _REMOVED)
+        self._backlogs.fall_behind(queue)  # what was accepted just before that is yet to be offered
         self._forget_if_over(queue)
 
     def _forget_if_over(self, queue: CallbackQueue) -> None:
         if queue.is_dropped and not queue.in_use and not queue.held:
             self._queues.pop(queue.callback_id, None)
 
-    def _disabled(self, callback_id: int) -> None:
-        """The store knows it: the next registry will show it disabled, or enabled again by people."""
+    def _disabled(self, callback_id: int, version: int) -> None:
+        """The store knows it: registries from this version on show it disabled, or enabled again by people."""
         queue = self._queues.get(callback_id)
         if queue is not None:
             queue.is_disabling = False
+            queue.disabled_in = version
             queue.has_news = bool(queue.held)
             queue.writer = None
             queue.allow()
@@ -434,7 +440,7 @@ class Dispatcher:
         self._backlogs.want(queue)
 
     def _became_late(self, queue: CallbackQueue) -> None:
-        if len(queue.late) > self._room.window // 2:
+        if len(queue.late) >= self._room.window // 2:  # there is room for no further page of its backlog
             self._outages.note(queue, Sign.TOO_MANY_FAILURES)
 
     # What is durable

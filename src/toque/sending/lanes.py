@@ -85,6 +85,7 @@ class CallbackQueue(msgspec.Struct, eq=False):
     is_new: bool = True  # nothing is known of its health yet
     is_dropped: bool = False  # the callback is gone, and this lives only until its last attempt ends
     is_disabling: bool = False  # the store is yet to be told that it is disabled
+    disabled_in: int = 0  # the registry's version in which we disabled it; an older one does not know
 
     # What is held
     lanes: dict[LaneKey, Lane] = msgspec.field(default_factory=dict)

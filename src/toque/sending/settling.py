@@ -29,8 +29,8 @@ class Ledger(Protocol):
     async def settle(self, delivered: Sequence[Delivery], others: Sequence[Settlement] = ()) -> None:
         """Write down how deliveries stand."""
 
-    async def disable_callback(self, callback_id: int, reason: str) -> None:
-        """Stop posting to a callback; what waits for it in the store is dead."""
+    async def disable_callback(self, callback_id: int, reason: str) -> int:
+        """Stop posting to a callback; what waits for it in the store is dead. The registry's version that shows it."""
 
     async def keep_health(self, callback_id: int, health: KeptHealth) -> None:
         """Remember a callback's health."""
@@ -55,11 +55,12 @@ class Settling:
         ledger: Ledger,
         agenda: Agenda,
         after: Callable[[Batch], None],
-        disabled: Callable[[int], None],
+        disabled: Callable[[int, int], None],
         *,
         pace_s: float = 0.0,
     ) -> None:
-        """`after` is told of each batch that is durable, `disabled` of each callback that is disabled in the store.
+        """`after` is told of each batch that is durable, `disabled` of each callback that is disabled in the store,
+        and since which version of the registry.
 
         Batches begin `pace_s` apart, unless much is to be written.
         """
@@ -160,9 +161,9 @@ class Settling:
             while not await self._try_settle(delivered, batch.others):
                 await self._agenda.sleep(STORE_RETRY_S)
         for callback_id, reason in batch.disabling.items():
-            while not await self._try_disable(callback_id, reason):
+            while (version := await self._try_disable(callback_id, reason)) is None:
                 await self._agenda.sleep(STORE_RETRY_S)
-            self._disabled(callback_id)
+            self._disabled(callback_id, version)
 
     async def _try_settle(self, delivered: list[Delivery], others: list[Settlement]) -> bool:
         try:
@@ -172,13 +173,12 @@ class Settling:
             return False
         return True
 
-    async def _try_disable(self, callback_id: int, reason: str) -> bool:
+    async def _try_disable(self, callback_id: int, reason: str) -> int | None:
         try:
-            await self._ledger.disable_callback(callback_id, reason)
+            return await self._ledger.disable_callback(callback_id, reason)
         except StoreError as error:
             self._log.error("callback.disable_failed", error=str(error), callback=callback_id)
-            return False
-        return True
+            return None
 
 
 class HealthKeeping:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toque.callbacks.callback import Client, KeptHealth, Registered, Registry, TooMany
+from toque.callbacks.callback import Client, IntakeCredential, KeptHealth, Registered, Registry, TooMany
 from toque.callbacks.delivery import Delivery, DeliveryState, Settlement
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.lines import Line
@@ -28,10 +28,11 @@ from toque.errors import IllegalStep, InputError, SettingsError, StoreError
 from toque.store import sqlite_backlog as backlog
 from toque.store import sqlite_calls as calls
 from toque.store import sqlite_file as file
+from toque.store import sqlite_history as history
 from toque.store import sqlite_registry as accounts
 from toque.store import sqlite_replays as replays
 from toque.store import sqlite_segments as segments
-from toque.store.contract import Appended, DeadDelivery, Removal, Replay
+from toque.store.contract import Appended, DeadDelivery, PastEvent, Removal, Replay
 from toque.store.migrations import MIGRATIONS
 from toque.store.sealing import Sealer, WrongKey
 from toque.store.sqlite_accepting import Append, Plan, Planner, RegistryChanged, Subscribers
@@ -193,9 +194,14 @@ class SqliteStore:
         """See `Store.remove_callback`."""
         return await self._write(lambda c: accounts.remove_callback(c, client_id, code, self._clock()))
 
-    async def disable_callback(self, callback_id: int, reason: str) -> None:
+    async def disable_callback(self, callback_id: int, reason: str) -> int:
         """See `Store.disable_callback`."""
-        await self._write(lambda c: accounts.disable_callback(c, callback_id, reason, self._clock()))
+
+        def work(connection: sqlite3.Connection) -> int:
+            accounts.disable_callback(connection, callback_id, reason, self._clock())
+            return accounts.version(connection)
+
+        return await self._write(work)
 
     async def enable_callback(self, code: str) -> bool:
         """See `Store.enable_callback`."""
@@ -209,6 +215,18 @@ class SqliteStore:
         """See `Store.rotate_callback`."""
         return await self._write(lambda c: accounts.rotate_callback(c, self._sealer, code, self._clock(), keep_old_for))
 
+    async def add_intake(self, credential: IntakeCredential) -> None:
+        """See `Store.add_intake`."""
+        await self._write(lambda c: accounts.add_intake(c, credential))
+
+    async def rotate_intake(self, name: str, token_hash: str) -> bool:
+        """See `Store.rotate_intake`."""
+        return await self._write(lambda c: accounts.rotate_intake(c, name, token_hash))
+
+    async def remove_intake(self, name: str) -> bool:
+        """See `Store.remove_intake`."""
+        return await self._write(lambda c: accounts.remove_intake(c, name))
+
     # Accepting
 
     async def append(self, changes: Sequence[StatusChange], snapshots: Sequence[Snapshot]) -> Appended:
@@ -216,12 +234,16 @@ class SqliteStore:
         if not changes and not snapshots:
             return Appended()
         self._check_open()
+        return await self._queued(changes, snapshots)
+
+    def _queued(self, changes: Sequence[StatusChange], snapshots: Sequence[Snapshot]) -> asyncio.Future[Appended]:
+        """Nobody's frame knows the future that it waits for: an error from it would know the frame, and so itself (`Writer`)."""
         loop = asyncio.get_running_loop()
         append = Append(changes, snapshots, loop)
         self._waiting.append(append)
         if self._accepting is None:
             self._accepting = loop.create_task(self._accept_all(), name="toque-accepting")
-        return await append.future
+        return append.future
 
     async def _accept_all(self) -> None:
         """Write batches until nobody waits."""
@@ -313,8 +335,7 @@ class SqliteStore:
         self._is_writing_back = True
         job = Job(part.write, asyncio.get_running_loop())
         job.future.add_done_callback(done)
-        self._writer.put(job)
-        return job.future
+        return self._writer.put(job)
 
     def _open_from(self) -> int:
         """Before which event none is without an outcome, as far as that is durable."""
@@ -409,6 +430,36 @@ class SqliteStore:
         """See `Store.requeue`."""
         return await self._write(lambda c: replays.requeue(c, self._backlog, replay_id, limit, self._clock()))
 
+    # For people
+
+    async def events_of(self, callerid: str) -> list[PastEvent]:
+        """See `Archive.events_of`."""
+        return await self._past(history.History(callerid=callerid))
+
+    async def events_with(self, numbers: Sequence[str], *, since: datetime, most_calls: int = 10) -> list[PastEvent]:
+        """See `Archive.events_with`."""
+        return await self._past(history.History(numbers=numbers, since_us=to_us(since), most_calls=most_calls))
+
+    async def _past(self, search: history.History) -> list[PastEvent]:
+        """Others read between the stretches of the search."""
+        unwritten = await self._read(Unwritten.read) if search.callerid is not None else Unwritten()
+        await self._read(lambda c: search.begin(c, unwritten))
+        while not await self._read(search.go_on):
+            pass
+        return await self._read(search.events)
+
+    async def callerid_of(self, identity: CallIdentity) -> str:
+        """See `Archive.callerid_of`."""
+        return await self._read(lambda c: history.callerid_of(c, identity))
+
+    async def dead_sizes(self) -> dict[int, int]:
+        """See `Archive.dead_sizes`."""
+        return await self._read(history.dead_sizes)
+
+    async def last_accepted_at(self) -> datetime | None:
+        """See `Archive.last_accepted_at`."""
+        return await self._read(history.last_accepted_at)
+
     # Upkeep
 
     async def housekeep(self, *, keep: timedelta) -> bool:
@@ -440,17 +491,14 @@ class SqliteStore:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            msg = "the store is closed"
-            raise StoreError(msg)
+            raise _closed()
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
         return await self._submit(work)
 
     async def _submit(self, work: Callable[[sqlite3.Connection], T], and_then: Callable[[T], None] | None = None) -> T:
-        job = Job(work, asyncio.get_running_loop(), and_then)
-        self._writer.put(job)
-        result: T = await job.future
+        result: T = await self._writer.put(Job(work, asyncio.get_running_loop(), and_then))
         return result
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -458,7 +506,13 @@ class SqliteStore:
         return await self._reading(work)
 
     async def _reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._in_snapshot, work)
+        return await self._begun(work)
+
+    def _begun(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._readers, self._in_snapshot, work)
+        except RuntimeError:  # the readers' thread has ended: the store was closed since it was last looked
+            raise _closed() from None
 
     def _in_snapshot(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """All that a job reads is of one moment."""
@@ -469,6 +523,10 @@ class SqliteStore:
             raise translated(error) from None
         finally:
             roll_back(self._reader)
+
+
+def _closed() -> StoreError:
+    return StoreError("the store is closed")
 
 
 def _found_in_log(connection: sqlite3.Connection) -> tuple[int, int, Unwritten]:

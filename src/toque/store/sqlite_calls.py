@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,7 @@ _KEEP_SNAPSHOTS = """INSERT INTO snapshots (call_id, source, key, state) VALUES 
     ON CONFLICT (call_id) DO UPDATE SET source = excluded.source, key = excluded.key, state = excluded.state"""
 _LOGGED = "SELECT calls FROM segments WHERE first_seq >= ? ORDER BY first_seq"
 _CALLS_FROM = "SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'calls_from'"
+_PLACE = "SELECT first_seq, seen_at FROM call_places WHERE id = ?"
 _DROP_SNAPSHOTS = "DELETE FROM snapshots WHERE call_id IN (VALUES {values})"
 
 CallRow = tuple[int, str, int, str]  # id, callerid0, seen_at, state
@@ -295,11 +296,28 @@ def open_calls(connection: sqlite3.Connection) -> list[tuple[CallIdentity, bytes
     return [(CallIdentity(source, key), state) for source, key, state in rows]
 
 
-def first_seq_of(connection: sqlite3.Connection, call: str, unwritten: Unwritten) -> int:
-    """The first event of the call with this callerid; 0 when that is not known: it is long over, or not its name's first one."""
+class Place(NamedTuple):
+    """Where in the log a call's events are."""
+
+    first_seq: int
+    seen_at: int  # when the last of them was accepted, or later
+
+
+def place_of(connection: sqlite3.Connection, call: str, unwritten: Unwritten) -> Place | None:
+    """Where the events of the call with this callerid are; None when that is not known: it is not its name's first one."""
     try:
         key = key_of(call)
     except ValueError:
-        return 0
+        return None
     row = unwritten.get(key) or next(iter(read_many(connection, _FIND, [(key,)])), None)
-    return _DECODER.decode(row[3]).first_seq if row is not None and row[1] == call else 0
+    if row is not None and row[1] == call:
+        first_seq = _DECODER.decode(row[3]).first_seq
+        return Place(first_seq, row[2]) if first_seq else None
+    found = connection.execute(_PLACE, (key,)).fetchone()
+    return None if found is None else Place(*found)
+
+
+def first_seq_of(connection: sqlite3.Connection, call: str, unwritten: Unwritten) -> int:
+    """The first event of the call with this callerid; 0 when that is not known."""
+    place = place_of(connection, call, unwritten)
+    return 0 if place is None else place.first_seq

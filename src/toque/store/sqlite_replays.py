@@ -42,7 +42,10 @@ _DROP = "DELETE FROM deliveries WHERE row IN (VALUES {values})"
 
 @dataclass(slots=True)
 class Search:
-    """Looks for the event or the call that a replay names, backwards and a stretch at a time."""
+    """Looks for the event or the call that a replay names, backwards and a stretch at a time.
+
+    Where a call's place is known, from its end on: that is one look. An event's id says nothing of where it is.
+    """
 
     replay: Replay
     client_id: str
@@ -50,14 +53,20 @@ class Search:
     first: int = 0  # the call's first event, where that is known
     erased: int = 0  # events until here are not this client's
     last: int = 0  # the last event that was found, 0 when there is none yet
+    whole_before: int = 0  # from where on to look if nothing is found; 0: that is done
 
     @classmethod
     def begun(cls, connection: sqlite3.Connection, replay: Replay, unwritten: Unwritten) -> Search:
         """A search. Raises `InputError` when there is no such callback."""
         client_id, _ = _owner(connection, replay.callback_id)
         erased = _erased_through(connection, client_id)
-        first = calls.first_seq_of(connection, replay.callerid, unwritten) if replay.callerid is not None else 0
-        return cls(replay, client_id, segments.last_seq(connection) + 1, first, erased)
+        end = segments.last_seq(connection) + 1
+        place = calls.place_of(connection, replay.callerid, unwritten) if replay.callerid is not None else None
+        if place is None:
+            return cls(replay, client_id, end, 0, erased)
+        return cls(
+            replay, client_id, segments.last_seq_by(connection, place.seen_at) + 1, place.first_seq, erased, whole_before=end
+        )
 
     def go_on(self, connection: sqlite3.Connection) -> bool:
         """Look at the next stretch; whether that was all."""
@@ -73,6 +82,13 @@ class Search:
                     return True
             if number >= SEGMENTS_A_STEP or size >= BYTES_A_STEP:
                 return False
+        return not self._widen()
+
+    def _widen(self) -> bool:
+        """Go over everything after all: the clock was set back while the call lasted, or the place is another call's."""
+        if not self.whole_before:
+            return False
+        self.before, self.first, self.whole_before = self.whole_before, 0, 0
         return True
 
     def among_dead(self, connection: sqlite3.Connection) -> bool:

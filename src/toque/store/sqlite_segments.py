@@ -22,6 +22,7 @@ _ADD = """INSERT INTO segments (first_seq, last_seq, accepted_at, logged, open_f
 _WALK = """SELECT first_seq, last_seq, accepted_at, events FROM segments
     WHERE first_seq >= coalesce((SELECT max(first_seq) FROM segments WHERE first_seq <= :first), 0) AND first_seq <= :last
     ORDER BY first_seq"""
+_BY = "SELECT last_seq FROM segments WHERE accepted_at <= ? ORDER BY accepted_at DESC, first_seq DESC LIMIT 1"
 BYTES_A_STEP = 4 * 2**20  # of events that are read in one go: some milliseconds' work
 
 
@@ -102,6 +103,12 @@ def walk(connection: sqlite3.Connection, first: int, last: int) -> Generator[Sto
     for row in connection.execute(_WALK, {"first": first, "last": last}):
         if row[1] >= first:
             yield StoredSegment(*row)
+
+
+def last_seq_by(connection: sqlite3.Connection, accepted_at: int) -> int:
+    """The last event that was accepted by this moment, 0 when there is none; an earlier one where the clock was set back."""
+    found = connection.execute(_BY, (accepted_at,)).fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def replace(connection: sqlite3.Connection, segment: StoredSegment, keeps: Callable[[StoredEvent], bool]) -> None:

@@ -21,8 +21,11 @@ EVENTS_A_STEP = 1_000  # that are thrown away, some two hundred pages
 SEGMENTS_A_STEP = 200  # at most, where they are small
 OUTCOMES_A_STEP = 100  # each has as many entries as a batch had deliveries
 CALLS_A_STEP = 1_000
+PLACES_A_STEP = 10_000  # of calls that have no row any more: thirty times as many as those that have, and small
 CALL_KEPT = timedelta(hours=26)  # after it was last seen: a source may repeat itself for a day
 SWEEP_PAUSE = timedelta(minutes=10)  # from one end of the calls' keys to the other, and then rest
+
+_LAST_KEY = 2**63 - 1
 
 _CHORE = "SELECT kind, name, place, through FROM chores LIMIT 1"
 _DROP_ROWS = """DELETE FROM deliveries WHERE row IN (SELECT row FROM deliveries WHERE callback_id = ? LIMIT ?)"""
@@ -43,6 +46,11 @@ _OLD_OUTCOMES = """DELETE FROM outcomes WHERE id IN (
 _OLD_DEAD = "DELETE FROM deliveries WHERE row IN (SELECT row FROM deliveries WHERE settled_at < ? ORDER BY settled_at LIMIT ?)"
 _OLD_REPLAYS = "DELETE FROM replays WHERE ended_at < ?"
 _SLICE = "SELECT max(id), count(*) FROM (SELECT id FROM calls WHERE id > ? ORDER BY id LIMIT ?)"
+_PLACES_SLICE = "SELECT max(id), count(*) FROM (SELECT id FROM call_places WHERE id > ? ORDER BY id LIMIT ?)"
+_OLD_PLACES = "DELETE FROM call_places WHERE id > ? AND id <= ? AND seen_at < ?"
+_KEEP_PLACES = """INSERT OR REPLACE INTO call_places (id, first_seq, seen_at)
+    SELECT id, json_extract(state, '$[4]'), seen_at FROM calls WHERE id > ? AND id <= ? AND seen_at < ?
+    AND json_extract(state, '$[4]') > 0 AND NOT EXISTS (SELECT 1 FROM snapshots AS s WHERE s.call_id = calls.id)"""
 _OLD_CALLS = """DELETE FROM calls WHERE id > ? AND id <= ? AND seen_at < ?
     AND NOT EXISTS (SELECT 1 FROM snapshots AS s WHERE s.call_id = calls.id)"""
 
@@ -116,18 +124,33 @@ class Upkeep:
         return connection.execute(_OLD_REPLAYS, (self.horizon,)).rowcount > 0
 
     def _sweep_calls(self, connection: sqlite3.Connection) -> bool:
-        """Look through the next slice of the calls, without an index of when they were seen; whether the sweep goes on."""
+        """Look through the next slice of the calls, without an index of when they were seen; whether the sweep goes on.
+
+        Of calls that go it is kept where their events are, so that a call of last month is found as fast as one of today. That is
+        written here and not with each call, since here they come in the order of their keys: many to a page.
+        """
         place, rests_until = _sweep(connection)
         if self.now < rests_until <= self.now + SWEEP_PAUSE:  # a pause longer than that is of a clock that was set back
             return False
-        end, count = connection.execute(_SLICE, (place, CALLS_A_STEP)).fetchone()
-        if count:
-            connection.execute(_OLD_CALLS, (place, end, to_us(self.now - CALL_KEPT)))
-        is_end = count < CALLS_A_STEP
+        end = self._end_of_slice(connection, place)
+        old = to_us(self.now - CALL_KEPT)
+        connection.execute(_OLD_PLACES, (place, end or _LAST_KEY, self.horizon))
+        if self.keep > CALL_KEPT:
+            connection.execute(_KEEP_PLACES, (place, end or _LAST_KEY, old))
+        connection.execute(_OLD_CALLS, (place, end or _LAST_KEY, old))
+        is_end = not end
         rest = to_us(self.now + SWEEP_PAUSE) if is_end else 0
         value = f"{-1 if is_end else end} {rest}"
         connection.execute("UPDATE meta SET value = ? WHERE name = 'sweep'", (value,))
         return not is_end
+
+    @staticmethod
+    def _end_of_slice(connection: sqlite3.Connection, place: int) -> int:
+        """The last key of the next slice; 0 when all that is left is one."""
+        calls_end, calls = connection.execute(_SLICE, (place, CALLS_A_STEP)).fetchone()
+        places_end, places = connection.execute(_PLACES_SLICE, (place, PLACES_A_STEP)).fetchone()
+        ends = [end for end, is_whole in ((calls_end, calls == CALLS_A_STEP), (places_end, places == PLACES_A_STEP)) if is_whole]
+        return min(ends, default=0)
 
 
 @contextmanager

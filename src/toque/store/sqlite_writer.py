@@ -1,5 +1,8 @@
 """The one thread that writes: it takes all jobs that wait, runs them in one transaction, each behind a savepoint of its own,
 commits once, and only then tells the callers. One job's fault takes no other along.
+
+A fault must not keep its job in memory: an error knows the frames that it passed, those know the job, and the job knows the
+error. Such rings wait for the collector, which looks seldom (`server.calm_collector`), and a job may be a batch of megabytes.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -61,37 +65,53 @@ class Writer:
         self._on_undone = on_undone
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._is_ended = False
+        self._ending = threading.Lock()  # nothing comes into the line behind its end
         self._thread = threading.Thread(target=self._run, name="toque-writer", daemon=True)
         self._thread.start()
 
-    def put(self, job: Job) -> None:
-        """Have a job done."""
-        self._jobs.put(job)
+    def put(self, job: Job) -> asyncio.Future[Any]:
+        """Have a job done; what it comes to, a `StoreError` after `end`. To be called on the job's loop."""
+        with self._ending:
+            is_late = self._is_ended
+            if not is_late:
+                self._jobs.put(job)
+        if is_late:
+            job.error = StoreError("the store is closed")
+            job.resolve()
+        return job.future
 
     def end(self) -> None:
-        """No more jobs come. Safe to repeat."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._jobs.put(None)
+        """No more jobs are done but those that were put. Safe to repeat."""
+        with self._ending:
+            if not self._is_ended:
+                self._is_ended = True
+                self._jobs.put(None)
 
     def join(self) -> None:
         """Wait until all jobs are done."""
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        while self._do_next():
+            pass  # and hold nothing of what was done while waiting for more
+
+    def _do_next(self) -> bool:
+        """Do the jobs that wait; False when there will be no more."""
+        job = self._jobs.get()
+        jobs: list[Job] = []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= _JOBS_A_COMMIT or self._jobs.empty():
+                break
             job = self._jobs.get()
-            jobs: list[Job] = []
-            while job is not None:
-                jobs.append(job)
-                if len(jobs) >= _JOBS_A_COMMIT or self._jobs.empty():
-                    break
-                job = self._jobs.get()
-            if jobs:
-                self._commit(jobs)
-                _tell(jobs)
-            if job is None:
-                return
+        goes_on = job is not None
+        del job
+        if jobs:
+            self._commit(jobs)
+            _unbind(jobs)
+            _tell(jobs)
+            jobs.clear()  # the frames of errors know this one
+        return goes_on
 
     def _commit(self, jobs: Sequence[Job]) -> None:
         """All jobs in one transaction; one that fails by itself takes no other with it."""
@@ -99,8 +119,11 @@ class Writer:
         try:
             roll_back(connection)  # what a failing disk did not let us roll back the last time
             connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                self._run_job(connection, job)
+            if len(jobs) == 1:  # most often; without a savepoint, as what it wrote is undone with the whole
+                jobs[0].result = jobs[0].work(connection)
+            else:
+                for job in jobs:
+                    self._run_job(connection, job)
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody may be told that it is durable
             roll_back(connection)
@@ -119,6 +142,15 @@ class Writer:
             connection.execute("ROLLBACK TO job")
             job.error = translated(error)
         connection.execute("RELEASE job")
+
+
+def _unbind(jobs: Sequence[Job]) -> None:
+    """Empty the frames that errors came through: what they say stays, what was being written goes."""
+    for job in jobs:
+        if job.error is not None:
+            traceback.clear_frames(job.error.__traceback__)
+            if job.error.__cause__ is not None:
+                traceback.clear_frames(job.error.__cause__.__traceback__)
 
 
 def _tell(jobs: Sequence[Job]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from toque.server import Server
+from toque.server import Server, calm_collector
 from toque.settings import load_settings
 from toque.telemetry import set_up_logs
 
@@ -36,6 +36,7 @@ async def serve(path: Path) -> None:
             return datetime.now(UTC) + timedelta(seconds=OFFSET.unpack_from(offset)[0])
 
         async with Server(settings, clock=clock) as server:
+            calm_collector()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
             await server.run()
 

@@ -4,8 +4,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-A_CALL = 12 * 2**10  # bytes: calls that ended are remembered for minutes, so that their repetitions are known
-MEMORY_SLACK = 128 * 2**20  # SQLite's cache (64 MiB) fills up, and allocators give back in their own time
+A_CALL = 5 * 2**10  # bytes: calls that ended are remembered for minutes, so that their repetitions are known; 3.5 KiB measured
+
+# What fills up once and then stays as it is, in bytes
+SQLITE_CACHE = 64 * 2**20  # `sqlite._CACHE_KIB`
+TRACES = 40 * 2**20  # `trace.MAX_BYTES`, which counts a little less than there is
+CALLS_OF_THE_STORE = 18 * 2**20  # `CALLS_HELD`, `UNWRITTEN_CALLS`
+ALLOCATORS = 32 * 2**20  # what was needed for the largest batch is kept for the next one
+MEMORY_SLACK = SQLITE_CACHE + TRACES + CALLS_OF_THE_STORE + ALLOCATORS
 
 
 @dataclass(frozen=True)

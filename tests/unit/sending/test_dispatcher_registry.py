@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import replace
 
+import pytest
 from structlog.testing import capture_logs
 from tests.support.clock import START
 from tests.support.dispatching import (
@@ -16,6 +18,7 @@ from tests.support.dispatching import (
 )
 
 from toque.callbacks.delivery import DeliveryState
+from toque.callbacks.health import State
 from toque.sending.transport import Answered
 
 
@@ -109,6 +112,40 @@ async def test_what_came_just_before_its_callback_was_disabled_is_not_held_for_e
         assert at.dispatcher.held() == 0
         assert at.store.fresh == {}
         assert at.posting.events == ["last.1"]
+
+
+async def test_a_registry_that_was_read_before_the_disabling_does_not_take_it_back() -> None:
+    async with desk() as at:
+        at.store.version = 3
+        at.offer(make_call("last", 1))
+        before = replace(registry_of(make_callback()), version=2)
+        await at.end(at.posting.open[0], Answered(410))
+        at.dispatcher.apply(before)
+        assert at.dispatcher.health_of(1) is State.DISABLED
+        at.offer(make_call("later", 1))
+        await at.rest()
+        assert at.posting.events == ["last.1"]
+        at.dispatcher.apply(replace(registry_of(make_callback()), version=4))  # somebody registered it again
+        at.offer(make_call("next", 1))
+        await at.end_all()
+        assert "next.1" in at.posting.events
+
+
+@pytest.mark.parametrize("is_in_flight", [False, True])
+async def test_what_is_offered_after_its_callback_was_removed_is_not_held(is_in_flight: bool) -> None:
+    """It was accepted just before. No other registry may come for a long time."""
+    async with desk() as at:
+        at.offer(make_call("first", 1))
+        if not is_in_flight:
+            await at.end_all()
+        at.store.remove(1)
+        at.dispatcher.apply(registry_of())
+        at.offer(make_call("second", 2))
+        await at.rest()
+        assert at.dispatcher.held() == is_in_flight
+        assert len(at.store.fresh) == is_in_flight
+        await at.end_all()
+        assert at.posting.events == ["first.1"]
 
 
 async def test_what_waits_for_a_callback_that_never_appears_is_forgotten() -> None:

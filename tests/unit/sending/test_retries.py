@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from tests.support.dispatching import DELIVERED, Desk, desk, make_call, make_callback, make_calls, make_delivery
 from tests.support.store_double import StoreDouble
 
@@ -162,10 +163,11 @@ async def test_after_a_restart_in_an_outage_the_order_is_kept() -> None:
         assert at.posting.events == ["call.1", "call.2"]
 
 
-async def test_too_many_late_ones_are_an_outage() -> None:
+@pytest.mark.parametrize("bad", [9, 12])  # 9: as many as leave no room for a page of the backlog, to the last one
+async def test_too_many_late_ones_are_an_outage(bad: int) -> None:
     async with desk(max_held=160, ordering_window=timedelta(seconds=2)) as at:
         await at.warm_up()
-        at.offer(make_calls(12, prefix="bad"))
+        at.offer(make_calls(bad, prefix="bad"))
         for _ in range(60):
             for attempt in at.posting.open:
                 await at.end(attempt, BAD if attempt.event.startswith("bad") else DELIVERED)

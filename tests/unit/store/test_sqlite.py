@@ -1,6 +1,7 @@
 """What is SQLite's own about the embedded store: its file, its schema, its secrets, its commits, and what breaks."""
 
 import asyncio
+import gc
 import os
 import re
 import sqlite3
@@ -8,8 +9,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,12 @@ from toque.store import (
     sqlite_upkeep,
     sqlite_writer,
 )
-from toque.store.contract import Appended
+from toque.store.contract import Appended, Replay, ReplayState
 from toque.store.migrations import MIGRATIONS
 from toque.store.sqlite import SqliteStore, utc_now
+from toque.store.sqlite_accepting import Append, Plan
 from toque.store.sqlite_rows import to_us
+from toque.store.sqlite_writer import Job
 
 KEY, OTHER_KEY = "a long and random key of ours", "a long and random key of theirs"
 NEVER_S = 10.0  # a wait of a failing test
@@ -338,6 +341,7 @@ _CALLBACK = """INSERT INTO callbacks
     VALUES ('{code}', '{client}', '{url}', {pin}, 's', {old}, {until}, 1, {removed}, {disabled}, {reason})"""
 _HEALTH = """UPDATE callbacks SET dead_through = {through}, dead_through_seq = {seq}, dead_at = {at}, dead_reason = {reason}"""
 _CALL = "INSERT INTO calls VALUES ({id}, 'uuid', 1, '[]')"
+_PLACE = "INSERT INTO call_places VALUES ({id}, {first}, 1)"
 _SEGMENT = "INSERT INTO segments VALUES ({first}, {last}, 1, 0, {open}, '[]', '[]')"
 _DELIVERY = "INSERT INTO deliveries VALUES ({row}, 1, {event}, '{state}', {attempts}, {due}, 0.0, {settled}, NULL, '[]')"
 _REPLAY = "INSERT INTO replays VALUES (NULL, 1, NULL, 1, NULL, NULL, {dead}, {rate}, '{state}', {place}, 9, {done}, 1, {ended})"
@@ -349,6 +353,7 @@ GOOD: dict[str, dict[str, object]] = {
                 "disabled": "NULL", "reason": "NULL"},
     _HEALTH: {"through": 7, "seq": 9, "at": 1, "reason": "'r'"},
     _CALL: {"id": 77},
+    _PLACE: {"id": 77, "first": 1},
     _SEGMENT: {"first": 2, "last": 3, "open": 1},
     _DELIVERY: {"row": 400, "event": 2, "state": "waiting", "attempts": 0, "due": "NULL", "settled": "NULL"},
     _REPLAY: {"dead": 0, "rate": 1.0, "state": "running", "place": 0, "done": 0, "ended": "NULL"},
@@ -377,6 +382,8 @@ BAD: list[tuple[str, dict[str, object]]] = [
     (_HEALTH, {"at": "NULL", "reason": "NULL", "through": 0}),
     (_HEALTH, {"at": "NULL", "reason": "NULL", "seq": 0}),
     (_CALL, {"id": "'text'"}),
+    (_PLACE, {"id": "'text'"}),
+    (_PLACE, {"first": 0}),
     (_SEGMENT, {"first": 0}),
     (_SEGMENT, {"first": 1}),  # is there already
     (_SEGMENT, {"last": 1}),
@@ -419,7 +426,7 @@ async def test_an_impossible_row_is_refused(filled: sqlite3.Connection, statemen
         filled.execute(statement.format(**{**GOOD[statement], **wrong}))
 
 
-LARGE = ("c", "calls", "d", "deliveries", "s", "segments", "outcomes", "snapshots")
+LARGE = ("c", "calls", "call_places", "d", "deliveries", "s", "segments", "outcomes", "snapshots")
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": text
     for module in (sqlite_backlog, sqlite_calls, sqlite_replays, sqlite_segments, sqlite_upkeep)
@@ -700,8 +707,6 @@ class FaultyConnection:
 
 ANYWHERE: dict[str, Exception] = {
     "BEGIN IMMEDIATE": sqlite3.OperationalError("database is locked"),
-    "SAVEPOINT job": sqlite3.OperationalError("disk I/O error"),
-    "RELEASE job": sqlite3.OperationalError("disk I/O error"),
     "COMMIT": sqlite3.OperationalError("disk I/O error"),
 }
 IN_APPEND: dict[str, Exception] = ANYWHERE | {
@@ -767,6 +772,47 @@ async def test_after_a_fault_nothing_was_settled_and_doing_it_again_works(
     assert [(d.event.seq, d.attempts) for d in await store.backlog(1)] == [*expected, (7, 0), (8, 0)]
 
 
+@asynccontextmanager
+async def writer_is_busy(store: SqliteStore) -> AsyncIterator[None]:
+    """What is asked for meanwhile is written in one transaction, once all of it waits."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def occupy(_: sqlite3.Connection) -> None:
+        begun.set()
+        gate.wait(60)
+
+    occupied = store._writer.put(Job(occupy, asyncio.get_running_loop()))
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        gate.set()
+        await occupied
+
+
+@pytest.mark.parametrize("where", ["SAVEPOINT job", "RELEASE job"])
+async def test_a_fault_between_jobs_takes_all_of_them_back(
+    store: SqliteStore, opened: Opener, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    offered = (await store.append(whole_call(), [])).deliveries
+    break_once(store, monkeypatch, where, sqlite3.OperationalError("disk I/O error"))
+    async with writer_is_busy(store):
+        told = asyncio.gather(
+            store.append(whole_call("call-2"), []), store.settle([], left(*offered[:2])), return_exceptions=True
+        )
+        while store._writer._jobs.qsize() < 2:
+            await asyncio.sleep(0)
+    assert [type(error) for error in await told] == [StoreError, StoreError]
+    assert await store.backlog(1) == []
+    assert [d.event.sequence for d in (await store.append(whole_call("call-2"), [])).deliveries] == [1, 2, 3, 4]
+    await store.settle([], left(*offered[:2]))
+    await store.close()
+    store = opened()
+    assert await store.recover() == [1]
+    assert [d.event.seq for d in await store.backlog(1)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 async def test_a_roll_back_that_fails_too_is_done_before_the_next_commit(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -776,6 +822,29 @@ async def test_a_roll_back_that_fails_too_is_done_before_the_next_commit(
     with pytest.raises(StoreError):
         await store.append([change(Status.INITIATED)], [])
     assert (await store.append([change(Status.INITIATED)], [])).events == 1
+
+
+def waiting_in_memory() -> list[object]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, (Append, Plan, Job))]
+
+
+async def test_what_failed_is_not_kept_in_memory(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even until the collector looks: while a disk fails, each try would leave a batch behind."""
+    offered = (await store.append([change(Status.INITIATED)], [])).deliveries
+    monkeypatch.setattr(store._writer, "connection", FailsAtCommit(store._writer.connection))
+    gc.collect()
+    others = {id(thing) for thing in waiting_in_memory()}  # of other tests
+    gc.disable()
+    try:
+        for _ in range(3):
+            for doing in (store.append([change(Status.ANSWERED)], []), store.settle(offered), store.ping()):
+                with pytest.raises(StoreError):
+                    await doing
+        async with asyncio.timeout(NEVER_S):
+            while {id(thing) for thing in waiting_in_memory()} - others:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def logged(store: SqliteStore) -> list[int]:
@@ -895,6 +964,26 @@ async def test_closing_that_was_cancelled_can_be_done_again(store: SqliteStore, 
     assert files(path) == [path], "the log is merged into the file"
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        SqliteStore.ping,
+        SqliteStore.registry_version,
+        lambda store: store.append([change(Status.ANSWERED)], []),
+    ],
+    ids=["writes", "reads", "appends"],
+)
+async def test_who_began_just_before_it_was_closed_is_told(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, begin: Callable[[SqliteStore], Awaitable[Any]]
+) -> None:
+    await store.append([change(Status.INITIATED)], [])
+    monkeypatch.setattr(store, "_check_open", lambda: None)  # it was open then
+    await store.close()
+    async with asyncio.timeout(NEVER_S):
+        with pytest.raises(StoreError, match="closed"):
+            await begin(store)
+
+
 async def test_a_caller_who_gave_up_waiting_is_not_missed(store: SqliteStore) -> None:
     gate = Gate(store)
     await gate.queue(store.append([change(Status.INITIATED)], []), store.ping())
@@ -1001,6 +1090,76 @@ async def test_a_beginning_that_is_repeated_much_later_is_no_new_call(store: Sql
     appended = await store.append([*whole_call("new"), *whole_call()], [])
     assert appended.events == 4
     assert {d.event.callerid for d in appended.deliveries} == {callerid(identity("new"), 0)}
+
+
+async def many_calls(store: SqliteStore, clock: ManualClock, calls: int = 40, apart_s: float = 3600) -> list[str]:
+    """Calls in segments of their own, told and delivered; their callerids."""
+    callerids = []
+    for n in range(calls):
+        appended = await store.append(whole_call(f"call-{n}"), [over(f"call-{n}")])
+        await store.settle(appended.deliveries)
+        callerids.append(appended.deliveries[0].event.callerid)
+        clock.advance(apart_s)
+    return callerids
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many stretches of one segment each have been searched: one entry each."""
+    made: list[int] = []
+    go_on = sqlite_replays.Search.go_on
+    monkeypatch.setattr(sqlite_replays, "SEGMENTS_A_STEP", 1)
+    monkeypatch.setattr(sqlite_replays.Search, "go_on", lambda search, connection: made.append(1) or go_on(search, connection))
+    return made
+
+
+@pytest.mark.parametrize("named_by", ["call", "call and event"])
+@pytest.mark.parametrize("kept_for_s", [0, 30 * 3600])
+async def test_the_events_of_a_call_of_long_ago_are_found_at_once(
+    store: SqliteStore, looks: list[int], kept_for_s: float, named_by: str
+) -> None:
+    """Also when the call itself is forgotten: where it was is kept as long as its events."""
+    store._clock = clock = ManualClock(BEGINNING)
+    callerids = await many_calls(store, clock, apart_s=60)
+    clock.advance(kept_for_s)
+    while await store.housekeep(keep=timedelta(days=30)):
+        pass
+    assert await store._read(lambda c: c.execute("SELECT count(*) FROM calls").fetchone()) == (0 if kept_for_s else 40,)
+    (event_id,) = await store._read(lambda c: c.execute("SELECT id FROM events WHERE seq = 14").fetchone())
+    begun = await store.add_replay(
+        Replay(0, 1, None, clock(), callerid=callerids[3], event_id=event_id if named_by != "call" else None)
+    )
+    done = await store.requeue(begun.id, 100)
+    assert done is not None
+    assert (done.state, done.requeued) == (ReplayState.DONE, 4 if named_by == "call" else 1)
+    assert len(looks) == 1
+    assert [d.event.seq for d in await store.backlog(1)] == ([13, 14, 15, 16] if named_by == "call" else [14])
+
+
+async def test_a_call_is_found_although_the_clock_was_set_back(store: SqliteStore) -> None:
+    """Its row then says that it was seen last before its events were accepted."""
+    store._clock = clock = ManualClock(BEGINNING)
+    callerids = await many_calls(store, clock, calls=3)
+    rows = store._planner.unwritten._rows
+    rows.update((key, (key, name, to_us(BEGINNING - timedelta(days=1)), state)) for key, name, _, state in list(rows.values()))
+    begun = await store.add_replay(Replay(0, 1, None, clock(), callerid=callerids[1]))
+    done = await store.requeue(begun.id, 100)
+    assert done is not None
+    assert done.requeued == 4
+
+
+async def test_where_calls_were_is_forgotten_with_their_events(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_upkeep, "CALLS_A_STEP", 7)
+    monkeypatch.setattr(sqlite_upkeep, "PLACES_A_STEP", 5)
+    store._clock = clock = ManualClock(BEGINNING)
+    await many_calls(store, clock, apart_s=1)
+    places: list[int] = []
+    for days in (2, 40):
+        clock.advance(days * 86_400)
+        while await store.housekeep(keep=timedelta(days=30)):
+            pass
+        places += await store._read(lambda c: c.execute("SELECT count(*) FROM call_places").fetchone())
+    assert places == [40, 0]
 
 
 async def test_of_two_calls_with_one_key_the_older_is_forgotten(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
