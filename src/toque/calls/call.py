@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from toque.calls.causes import ender_of, word_for, word_of_group
 from toque.calls.model import CallFacts, CallIdentity, Cause, Direction, Owner, Party, Side, Signal, SignalKind, Status
 from toque.calls.phases import Phase
 
 UNKNOWN = Cause()
+_A_MOMENT = timedelta(milliseconds=50)  # no menu is heard within it, and nobody is called
 
 
 @dataclass(slots=True)
@@ -114,7 +115,8 @@ def outcome(call: Call) -> Status:
         call.hung_up_by = Party.CALLER
         return Status.CANCELLED
     rang = call.ringing_at is not None
-    if root.sip is not None and root.sip >= 600 and call.word is None:  # it ends every other leg (RFC 3261, 16.7 step 5)
+    if root.sip is not None and root.sip >= 600 and call.word is None and not _is_own_refusal(call):
+        # It ends every other leg (RFC 3261, 16.7 step 5).
         call.hung_up_by = ender_of(root)
         return word_for(root, rang=rang)
     # Where the caller heard ringing but no leg was seen to ring, any may have.
@@ -131,6 +133,12 @@ def outcome(call: Call) -> Status:
     stopped = any(leg.is_cancelled for leg in ended)
     call.hung_up_by = leg.by or (Party.NETWORK if word is Status.NO_ANSWER and stopped else ender_of(call.cause))
     return word
+
+
+def _is_own_refusal(call: Call) -> bool:
+    """Whether a 6xx is the switch's own: it let every leg ring, stopped them all, and none had said such a thing."""
+    legs = call.legs.values()
+    return bool(legs) and all(leg.is_cancelled and (leg.cause is None or (leg.cause.sip or 0) < 600) for leg in legs)
 
 
 def _word_of_leg(leg: Leg, root: Cause, *, rang: bool) -> tuple[Status, Cause]:
@@ -207,6 +215,8 @@ def _learn_answered(call: Call, signal: Signal) -> None:
         return
     call.answered_at = signal.at
     call.answered_by = signal.number or None
+    if call.pbx_answered_at is not None and signal.at - call.pbx_answered_at < _A_MOMENT:
+        call.pbx_answered_at = None  # the switch picked up because the far end had; what it said of both came crosswise
     if call.phase is not Phase.LEAVING:  # a refusal that was waited over is forgotten, a hang-up is not
         call.cause = None
         call.ended_at = None

@@ -26,15 +26,19 @@ _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s>]+)", re.IGNORECASE)
 _ROUTE_TAG = re.compile(r"[;?]ftag=([^;>,\s]+)")  # Kamailio's rr module leaves the caller's tag in its route (append_fromtag)
 _CAUSE = re.compile(r";\s*cause\s*=\s*(\d{1,3})(?!\d)", re.IGNORECASE | re.ASCII)
 _REASON_TEXT = re.compile(r'text\s*=\s*"([^"]*)"', re.IGNORECASE)
+_REPLACES = re.compile(r"[?&]replaces=([^&>]*)", re.IGNORECASE)
 _HIGHEST_Q850 = 127
 # What is longer is made to fill our memory; proxies that hide their topology do write names of some hundred characters.
 _LONGEST_NAME = 1000  # a Call-ID, tag or branch
 _LONGEST_TEXT = 300  # a user, a phrase, a header that is remembered as a whole
 
 _LONG_NAMES = {"v": "via", "f": "from", "t": "to", "i": "call-id", "c": "content-type"}  # RFC 3261, 7.3.3
-_READ = ("Via", "From", "To", "Call-ID", "CSeq", "Reason", "Content-Type", "P-Asserted-Identity", "Route")
+_READ = (
+    "Via", "From", "To", "Call-ID", "CSeq", "Reason", "Content-Type", "P-Asserted-Identity", "Route", "User-Agent", "Server",
+    "Diversion", "Refer-To",
+)  # fmt: skip
 _PASSED_OVER = (  # named here only because nearly every message has them
-    "Max-Forwards", "Contact", "Content-Length", "Record-Route", "User-Agent", "Server", "Allow", "Supported", "Expires",
+    "Max-Forwards", "Contact", "Content-Length", "Record-Route", "Allow", "Supported", "Expires",
 )  # fmt: skip
 _AS_USUALLY_WRITTEN: dict[str, str | None] = {name: name.lower() for name in _READ} | dict.fromkeys(_PASSED_OVER)
 _NAMES = {name.lower(): name.lower() for name in _READ} | _LONG_NAMES
@@ -66,6 +70,9 @@ class SipMessage:
     has_sdp: bool
     cause: Cause | None  # what a Reason header says
     route_tag: str
+    agent: str = ""  # what the sender's software calls itself
+    diverted_user: str = ""  # who was called first, where the call was diverted (RFC 5806)
+    replaces: tuple[str, ...] = ()  # of a REFER to a call that is there: its Call-ID and both tags (RFC 3891)
 
     @property
     def is_request(self) -> bool:
@@ -113,6 +120,9 @@ def parse_sip(data: bytes) -> SipMessage:
         has_sdp=bool(body) and _is_sdp(headers.get("content-type", _NO_VALUE)[0], body),
         cause=_reason(headers["reason"]) if "reason" in headers else None,
         route_tag=_route_tag(headers["route"]) if "route" in headers else "",
+        agent=(headers.get("user-agent") or headers.get("server", _NO_VALUE))[0][:_LONGEST_TEXT],
+        diverted_user=_diverted(headers["diversion"][-1]) if "diversion" in headers else "",
+        replaces=_replaces(headers["refer-to"][0]) if "refer-to" in headers else (),
     )
 
 
@@ -213,6 +223,20 @@ _VISUAL_SEPARATORS = str.maketrans("", "", "-.()")
 def _asserted(values: list[str]) -> tuple[str, ...]:
     users = (user_of(_uri(part.strip())) for part in ",".join(values).split(","))
     return tuple(islice(filter(None, users), _MAX_ASSERTED))
+
+
+def _diverted(value: str) -> str:
+    """The number that was called before any diversion: the last entry (RFC 5806, 3.2)."""
+    return user_of(_uri(value.rpartition(",")[2].strip()))
+
+
+def _replaces(value: str) -> tuple[str, ...]:
+    """What a Refer-To names as the call to be replaced."""
+    found = _REPLACES.search(_uri(value))
+    if found is None:
+        return ()
+    call_id, *parts = unquote(found[1])[:_LONGEST_NAME].split(";")
+    return (call_id, *(part.partition("=")[2] for part in parts if part.partition("=")[0] in ("to-tag", "from-tag")))
 
 
 def _is_sdp(content_type: str, body: bytes) -> bool:

@@ -8,6 +8,7 @@ from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook
 from toque.calls.sip import parse_sip
 from toque.calls.sip_dialogs import SipDialogs
+from toque.calls.sip_legs import SipLegs
 from toque.calls.tracked import Tracked
 from toque.calls.tracker import CallTracker, Patience
 
@@ -17,7 +18,8 @@ class SipWatch(Tracked):
 
     def __init__(self, source: str, lines: LineBook, patience: Patience | None = None) -> None:
         self.dialogs = SipDialogs(source)
-        super().__init__(source, CallTracker(lines, patience), self.dialogs)
+        self.legs = SipLegs(source, self.dialogs)
+        super().__init__(source, CallTracker(lines, patience), self.legs)
 
     def feed(self, packet: HepPacket, now: datetime) -> None:
         """Take one packet that arrived at `now`. Raises `SipError` for a payload that should be SIP and is not."""
@@ -25,7 +27,7 @@ class SipWatch(Tracked):
             return  # RTCP, logs and the like, or a keep-alive
         message = parse_sip(packet.payload)
         at = packet.at or now
-        for signal in self.dialogs.read(message, at, packet.source, packet.destination):
+        for signal in self.legs.read(message, at, packet.source, packet.destination):
             self.tracker.feed(signal, now)
             if signal.identity not in self.tracker.calls:
-                self.dialogs.forget(signal.identity)
+                self.legs.forget(signal.identity)
