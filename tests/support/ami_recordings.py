@@ -100,9 +100,9 @@ class AmiWatcher:
             assert self.now is not None
             self.watch.restore(state, self.now)
 
-    def resync(self, listed: Sequence[AmiMessage], at: datetime) -> None:
-        """The client connects again and asks for the channels."""
-        self.watch.begin_resync()
+    def resync(self, listed: Sequence[AmiMessage], at: datetime, *, is_gap: bool = True) -> None:
+        """The client asks for the channels, after it has connected again or, without a gap, because it is time to."""
+        self.watch.begin_resync(is_gap=is_gap)
         for message in listed:
             self.feed(message, at)
         self.feed(event("CoreShowChannelsComplete", ListItems=str(len(listed))), at)
@@ -126,7 +126,7 @@ class ChannelList:
     def follow(self, message: AmiMessage, at: datetime) -> None:
         for prefix in ("", "dest", "target", "transferer", "transferee"):
             uid = message.fields.get(prefix + "uniqueid", "")
-            if uid in self.channels or message.event == "Newchannel":
+            if uid in self.channels or (uid and message.event == "Newchannel"):
                 channel = self.channels.setdefault(uid, {})
                 self.made_at.setdefault(uid, at)
                 channel |= {key: value for key in self._KEPT if (value := message.fields.get(prefix + key)) is not None}

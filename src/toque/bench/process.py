@@ -59,12 +59,13 @@ def memory_peak_mib() -> float:
 
 
 @contextlib.asynccontextmanager
-async def starting(folder: Path, *, log_level: str = "warning") -> AsyncIterator[ServerProcess]:
-    """`toque serve` on the store in this folder, from the moment of its exec on."""
+async def starting(folder: Path, *, log_level: str = "warning", config: Path | None = None) -> AsyncIterator[ServerProcess]:
+    """`toque serve` on the store in this folder, from the moment of its exec on; with HEP, or with this file's sources."""
     http_port, hep_port = free_port(), free_port()
+    sources = ("--hep", f"127.0.0.1:{hep_port}") if config is None else ("--config", str(config))
     arguments = (
         *("serve", "--store", f"sqlite://{store_path(folder)}", "--log-level", log_level),
-        *("--http", f"127.0.0.1:{http_port}", "--hep", f"127.0.0.1:{hep_port}", "--allow-network", "127.0.0.0/8"),
+        *("--http", f"127.0.0.1:{http_port}", *sources, "--allow-network", "127.0.0.0/8"),
     )
     began_s = time.monotonic()
     async with child(sys.executable, "-m", "toque", *arguments, ending=signal.SIGTERM) as process:
@@ -72,9 +73,9 @@ async def starting(folder: Path, *, log_level: str = "warning") -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[ServerProcess]:
+async def serving(folder: Path, *, config: Path | None = None) -> AsyncIterator[ServerProcess]:
     """`toque serve` on the store in this folder, once it is well."""
-    async with starting(folder) as server:
+    async with starting(folder, config=config) as server:
         await _until_well(server)
         yield server
 

@@ -8,7 +8,7 @@ telephone is the principal; over a Local channel, the call's *hub*, from when it
 from __future__ import annotations
 
 from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -22,6 +22,7 @@ from toque.calls.ami_names import (
     is_helper,
     is_number,
     is_of,
+    is_short,
     is_telephone,
     local_number,
     peer_name,
@@ -31,6 +32,10 @@ from toque.calls.model import CallIdentity, Direction
 
 MAX_LEGS = 1_000  # of one call at once; a queue that rings more telephones is not told apart by its members
 _MAX_NUMBERS = 8  # of one caller
+_FEATURE_HOLD = timedelta(seconds=2)  # how long a call to a feature may turn out to be a pickup
+_SHORT_HOLD = timedelta(
+    seconds=1
+)  # any extension may pick up: after an Answer, Asterisk waits half a second for media before it does
 _RECENT = 256  # calls that the switch began and that ended: a late OriginateResponse begins no new one
 
 
@@ -55,13 +60,21 @@ class CallBook:
         self.calls: dict[str, AmiCall] = {}
         self.carried: dict[str, str] = {}  # the call that a channel is the principal of
         self.ended: set[str] = set()  # calls that ended a short while ago
-        self.held: dict[str, datetime] = {}  # since when a call waits to become clear
+        self.held: dict[str, datetime] = {}  # until when a call waits to become clear
+        self.hears_requests = False  # this switch tells who asked for a hangup
         self.missing: dict[str, datetime] = {}  # since when a channel is in no list; its end may be on its way
         self.recent: deque[str] = deque(maxlen=_RECENT)
+        self.whole_from = datetime.min.replace(tzinfo=UTC)  # before this moment, what was not seen may have happened
 
     def __len__(self) -> int:
         """How many calls and channels are remembered."""
         return len(self.calls) + len(self.board.channels)
+
+    def blur(self) -> None:
+        """Events may have been missed: of a call that nobody has answered, not all is known any more."""
+        self.whole_from = datetime.max.replace(tzinfo=UTC)
+        for call in self.calls.values():
+            call.is_blurred = call.is_blurred or not call.is_answered
 
     def carried_by(self, uid: str) -> AmiCall | None:
         """The call that this channel is the principal of."""
@@ -110,9 +123,26 @@ class CallBook:
         if not self.rules.is_outside(channel.name, channel.context):
             numbers.append(endpoint(channel.name))
         self.learn_callers(call, *numbers)
-        if is_feature(call.dialled):
-            call.is_held = True
-            self.held[call.key] = self.now
+        wait = _FEATURE_HOLD if is_feature(call.dialled) else _SHORT_HOLD
+        if is_short(call.dialled) and not self.rules.is_outside(channel.name, channel.context):
+            self.hold(call, wait)
+
+    def hold(self, call: AmiCall, wait: timedelta) -> None:
+        """Tell nothing of a call for a while, unless it becomes clear what it is."""
+        call.is_held, self.held[call.key] = True, self.now + wait
+
+    def is_newcomer(self, channel: Channel) -> bool:
+        """Whether this channel has played no part in any call that somebody was told of."""
+        call = self.call_of(channel)
+        return call is None or (call.principal == channel.uid and not call.is_begun)
+
+    def absorb(self, channel: Channel, into: AmiCall) -> None:
+        """A channel took over another's place in a call; if it began a call for that, nobody was told of it yet."""
+        own = self.carried_by(channel.uid)
+        if own is not None and own is not into and not own.is_begun:
+            self.drop(own)
+        if self.carried.get(channel.uid) is None:
+            channel.call = into.key
 
     @staticmethod
     def learn_callers(call: AmiCall, *numbers: str) -> None:
@@ -171,6 +201,7 @@ class CallBook:
             self.caller_dials(call, dialler)
         if call.is_answered or len(call.legs) >= MAX_LEGS:
             return
+        call.is_doubtful = False
         leg = call.legs.setdefault(called.uid, Leg(number=called.reaches, is_local=called.is_local))
         if leg.number != called.reaches:
             leg.number, leg.told = called.reaches, 0
@@ -182,6 +213,14 @@ class CallBook:
         if half is not None and (half.uid == call.hub or leg.is_own):
             self.dialled_for_hub(call, called, leg, dial_string)
         self.note_leg(leg, called, at)
+
+    def called_for(self, called: Channel, at: datetime) -> None:
+        """Somebody is called into a call by a program, which will bridge them."""
+        call = self.call_of(called)
+        if call is None or call.is_answered or called.uid == call.hub or len(call.legs) >= MAX_LEGS:
+            return
+        call.is_held = call.is_doubtful = False
+        self.note_leg(call.legs.setdefault(called.uid, Leg(number=called.reaches, is_local=called.is_local)), called, at)
 
     def caller_dials(self, call: AmiCall, dialler: Channel) -> None:
         call.is_held, call.asked_by, call.is_soft = False, None, False
@@ -232,6 +271,10 @@ class CallBook:
         call.principal = channel.uid
         self.carried.setdefault(channel.uid, call.key)
 
+    def may_carry(self, channel: Channel) -> bool:
+        """Whether a call may go on with this channel: its end must be no other call's."""
+        return channel.uid not in self.carried
+
     def called_first(self, channel: str) -> AmiCall | None:
         """The call that an Originate with this `Channel` began and that came to nothing; its answer names no uid."""
         for call in self.calls.values():
@@ -253,7 +296,7 @@ class CallBook:
     def heir(self, call: AmiCall) -> Channel | None:
         """Who carries the call on, if its caller left it to others by a transfer that nobody saw."""
         partner = self.board.channels.get(call.talks_to)
-        if partner is None or not partner.is_up:
+        if partner is None or not (partner.is_up and self.may_carry(partner)) or partner.uid in self.missing:
             return None
         others = (other for other in self.board.connected(partner) if other.uid != call.principal)
         return partner if any(other.is_person and other.is_up for other in others) else None
@@ -299,7 +342,7 @@ class CallBook:
         self.calls[memory.call.key] = memory.call
         self.carried[memory.call.principal] = memory.call.key
         if memory.call.end is not None:
-            self.held[memory.call.key] = self.now
+            self.held[memory.call.key] = self.now + _FEATURE_HOLD
         for channel in memory.channels:
             if channel.uid not in self.board.channels:
                 self.board.add(channel)
@@ -325,6 +368,8 @@ class CallBook:
             self.called_in(call, principal)
         else:
             call.origin = origin
+            own = call.legs.setdefault(principal.uid, Leg(number=endpoint(principal.name), is_own=True))
+            self.note_leg(own, principal, self.now)
             self.learn_callers(call, endpoint(principal.name), principal.own_number)
             self.learn_dialled(call, principal.extension)
         # Begun before it was seen: if somebody talks already, that is the first thing to be told.
@@ -332,4 +377,4 @@ class CallBook:
         if call.is_begun:
             self.describe(call)
         elif principal.is_up:  # it may be about to pick up another call
-            call.is_held, self.held[call.key] = True, self.now
+            self.hold(call, _FEATURE_HOLD)

@@ -15,6 +15,7 @@ from toque.calls.model import Cause, Direction, Party, Status
 
 _NORMAL = 16
 _INTERWORKING = 127
+_NO_ROUTE = 3
 _ANSWERED_ELSEWHERE = 26
 _REQUEST_TERMINATED = 487
 # The switch's own words, for ends whose codes say nothing (app_dial's DIALSTATUS and DialEnd).
@@ -85,10 +86,12 @@ class AmiCall:
     direction: Direction | None = None
     is_held: bool = False  # it asked for a feature, which may turn out to be the pickup of another call
     is_begun: bool = False
+    is_blurred: bool = False  # events were missed before anybody had answered
     has_news: bool = False  # of the caller's or the dialled number
     is_callers_ringing: bool = False
     is_caller_ready: bool = False  # click-to-call: the caller has taken the telephone up
     is_picked_up: bool = False
+    is_doubtful: bool = False  # it was picked up while it was blurred, and nothing since then says that it was the switch
     is_answered: bool = False
     is_swapped: bool = False  # the caller left it to others by a transfer, and the far end's channel carries it
     has_left: bool = False  # the caller gave its place away by a transfer
@@ -149,23 +152,68 @@ def end_of(leg: Leg, text: str = "") -> LegEnd | None:
     return None if word is None else LegEnd(word, cause)
 
 
-def gave_up(call: AmiCall, end: End) -> bool:
-    """Whether the caller of an unanswered call ended it: nothing else had, when it hung up."""
+def gave_up(call: AmiCall, end: End, *, hears_requests: bool) -> bool:
+    """Whether the caller of an unanswered call ended it: nothing else had, when it hung up.
+
+    With `hears_requests`, the switch tells when a far end asks for a hangup (HangupRequest is not filtered out).
+    """
     if call.origin is Origin.DIALER or (call.origin is Origin.CLICK and not call.is_caller_ready):
         return False
     if call.has_left:
         return True
     if call.asked_by is Party.CALLER and not call.own_refusal:
         return call.is_giving_up
+    if _is_left_to_others(call):
+        return True
     # Where HangupRequest is filtered out, the caller's own cause must do.
     was_stopped = any(leg.status == "CANCEL" for leg in _called(call)) or call.was_queued
-    return end.sip == _REQUEST_TERMINATED or (was_stopped and end.q850 in (0, _INTERWORKING))
+    causes = (_INTERWORKING,) if hears_requests else (0, _INTERWORKING)
+    return end.sip == _REQUEST_TERMINATED or (was_stopped and end.q850 in causes)
+
+
+def _is_left_to_others(call: AmiCall) -> bool:
+    """Whether whoever was called rings on: the caller gave its place to another channel, by a transfer before the answer."""
+    legs = call.legs.values()
+    return (
+        bool(legs)
+        and not call.is_blurred
+        and not any(_is_end_seen(leg) or leg.is_lost or leg.is_over or leg.is_own for leg in legs)
+    )
 
 
 def is_trying(call: AmiCall) -> bool:
     """Whether somebody may yet answer: a called leg, the queue, or what the switch itself says to the caller."""
     legs = _called(call)
     return call.is_queued or not legs or any(end_of(leg) is None for leg in legs)
+
+
+def is_unsure(call: AmiCall, end: End, *, is_found_up: bool, hears_requests: bool) -> bool:
+    """Whether what explains an unanswered end may have been missed: sure is only what every called leg was seen to come to.
+
+    With `is_found_up`, the caller's channel was answered while nobody looked.
+    """
+    if not call.is_blurred:
+        return False
+    own = [leg for leg in call.legs.values() if leg.is_own and not call.is_caller_ready]
+    legs = _called(call) or own
+    if is_found_up or call.is_doubtful or not legs or any(_may_have_talked(leg) or not _is_end_seen(leg) for leg in legs):
+        return True
+    was_stopped = any(end_of(leg) is None for leg in legs)
+    has_given_up = gave_up(call, end, hears_requests=hears_requests)
+    return was_stopped and not has_given_up  # for the sake of one that was missed, if it was not the caller who stopped it
+
+
+def _is_end_seen(leg: Leg) -> bool:
+    return leg.q850 != _ANSWERED_ELSEWHERE and (leg.hangup_asked or leg.status != "" or leg.q850 != 0)
+
+
+def missed_answer(call: AmiCall) -> Leg | None:
+    """A leg that was found answered although nobody saw it answer."""
+    return next((leg for leg in _called(call) if call.is_blurred and _may_have_talked(leg)), None)
+
+
+def _may_have_talked(leg: Leg) -> bool:
+    return leg.is_up and not leg.is_local
 
 
 def _called(call: AmiCall) -> list[Leg]:
@@ -175,6 +223,8 @@ def _called(call: AmiCall) -> list[Leg]:
 def word_without_legs(call: AmiCall, end: End) -> Status:
     """The word for a call that no called leg explains."""
     rang = call.is_callers_ringing or any(leg.rang_at is not None for leg in call.legs.values())
+    if not call.legs and (call.dial_status == "CHANUNAVAIL" or end.q850 == _NO_ROUTE):
+        return Status.UNREACHABLE  # no channel could be made for whom it wanted: not registered, as a rule
     if end.sip or end.q850 not in (0, _NORMAL, _INTERWORKING):
         return word_for(evidence(end.q850, end.sip), rang=rang)
     told = _BY_DIAL_STATUS.get(call.dial_status) or _BY_REASON.get(call.reason)

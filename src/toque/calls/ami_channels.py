@@ -15,6 +15,7 @@ from toque.calls.ami_names import endpoint, is_gone, is_helper, is_local, other_
 from toque.calls.ami_wire import AmiMessage
 
 MAX_CHANNELS = 100_000  # a hundred times what one Asterisk carries; each costs about a kilobyte
+_SAYS_STATE = frozenset({"Newchannel", "Newstate"})  # a channel's new state comes with these first
 _MAX_CONNECTED = 32  # in a conference with more, whom one hears is no longer a question
 
 
@@ -47,6 +48,7 @@ class Channel:
     reaches: str = ""  # whom it was called to reach
     bridge: str = ""
     hangup_asked: bool = False  # by its own far end, not by the switch
+    is_found_up: bool = False  # nobody saw how it came to be up
 
     @property
     def is_local(self) -> bool:
@@ -73,12 +75,17 @@ class Channel:
         get = message.get
         state = get(prefix + "channelstate")
         if state.isdecimal() and len(state) < 3:
-            self.state = int(state)
+            self._learn_state(int(state), is_news=message.event in _SAYS_STATE)
         self.number = get(prefix + "calleridnum") or self.number
         self.connected = get(prefix + "connectedlinenum") or self.connected
         self.account = get(prefix + "accountcode") or self.account
         self.context = get(prefix + "context") or self.context
         self.extension = get(prefix + "exten") or self.extension
+
+    def _learn_state(self, state: int, *, is_news: bool) -> None:
+        if state == State.UP:
+            self.is_found_up = not is_news and (self.is_found_up or self.state != State.UP)
+        self.state = state
 
 
 @dataclass(slots=True)

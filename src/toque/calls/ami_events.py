@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import ClassVar
 
 from toque.calls.ami_book import CallBook
-from toque.calls.ami_calls import AmiCall, End, Leg, Origin, evidence, is_trying, q850_of, sip_of, word_of_reason
+from toque.calls.ami_calls import AmiCall, End, Origin, evidence, is_trying, q850_of, sip_of, word_of_reason
 from toque.calls.ami_channels import Channel
-from toque.calls.ami_names import SwitchRules, endpoint, is_outside_number, is_telephone, named_number, reached_number
+from toque.calls.ami_names import SwitchRules, is_outside_number, named_number, reached_number
 from toque.calls.ami_news import CallNews, Signals
+from toque.calls.ami_transfers import Transfers
 from toque.calls.ami_wire import AmiMessage
 from toque.calls.model import Direction, Party, Signal, SignalKind
 
@@ -39,6 +40,7 @@ class AmiEvents:
         self.source = source
         self.book = CallBook(rules or SwitchRules())
         self.news = CallNews(source, self.book)
+        self.transfers = Transfers(self.book, self.news)
 
     def read(self, message: AmiMessage, at: datetime, now: datetime) -> Iterable[Signal]:
         """The signals that one event gives. `at` is the switch's time if it says one, else ours; `now` is ours."""
@@ -108,6 +110,8 @@ class AmiEvents:
             call = self.book.carried_by(called.uid)
             if call is not None and not message.get("uniqueid") and call.origin is Origin.UNKNOWN:
                 self.book.originate(call, called, dial_string)
+            elif call is None:
+                self.book.called_for(called, at)
         else:
             self.book.dialled(dialler, called, dial_string, at)
         yield from self.news.say(called, at)
@@ -160,6 +164,9 @@ class AmiEvents:
             call.dialled, number = number, message.get("calleridnum")
         call.callers = (number,) if number else ()
         yield self.news.signal(call, SignalKind.BEGAN_AGAIN, at)
+        if self.book.now < self.book.whole_from:  # it may have made one that nobody saw
+            yield self.news.signal(call, SignalKind.VANISHED, at)
+            return
         signal = self.news.signal(call, SignalKind.REFUSED, at)
         signal.cause, signal.word = evidence(0, None, "OriginateResponse " + reason), word_of_reason(reason)
         signal.by = Party.NETWORK
@@ -174,6 +181,7 @@ class AmiEvents:
         swapped = self.book.board.channels.get(message.get("swapuniqueid"))
         bridge = message.get("bridgeuniqueid")
         if swapped is not None:
+            yield from self.transfers.taken_over(swapped, channel, at)
             self.book.board.leave(swapped, bridge)
         self.book.board.enter(channel, "" if message.get("bridgetechnology") == _HOLDING else bridge)
         call = self.book.carried_by(channel.uid)
@@ -198,55 +206,36 @@ class AmiEvents:
     def _blind_transfer(self, message: AmiMessage, at: datetime) -> Signals:
         transferer, transferee = self._channel(message, "transferer"), self._channel(message, "transferee")
         if transferer is not None and message.get("result") in ("Success", ""):
-            yield from self._left(transferer, transferee, at)
+            yield from self.transfers.left(transferer, transferee, at)
 
     def _attended_transfer(self, message: AmiMessage, at: datetime) -> Signals:
         first, second = self._channel(message, "origtransferer"), self._channel(message, "secondtransferer")
         transferee = self._channel(message, "transferee")
-        if message.get("result") not in ("Success", ""):
+        if message.get("result") not in ("Success", "") or message.get("desttype") == "Threeway":  # then nobody leaves
             return
         if first is not None:
-            yield from self._left(first, transferee, at)
+            yield from self.transfers.left(first, transferee, at)
         consultation = self.book.carried_by(second.uid) if second is not None and second is not first else None
         if consultation is not None:
             consultation.has_left = True  # that call is over when its caller's channel is
 
-    def _left(self, transferer: Channel, transferee: Channel | None, at: datetime) -> Signals:
-        """If it was the caller who transferred, the call goes on with the channel of the far end."""
-        call = self.book.carried_by(transferer.uid)
-        if call is None:
-            return
-        heir = transferee or self.book.board.channels.get(call.talks_to)
-        if heir is None or heir.uid == transferer.uid or not call.is_answered:
-            call.has_left = True
-            return
-        self.book.carry(call, heir)
-        call.is_swapped, call.asked_by, call.is_soft = not call.is_swapped, None, False
-        yield from self.news.advance(call, at)
+    def _unparked(self, message: AmiMessage, at: datetime) -> Signals:
+        parked, retriever = self._channel(message, "parkee"), self._channel(message, "retriever")
+        if parked is not None and retriever is not None:
+            self.transfers.fetched(parked, retriever)
+        yield from self.news.say(parked, at)
 
     def _pickup(self, message: AmiMessage, at: datetime) -> Signals:
         picker, target = self._channel(message), self._channel(message, "target")
-        call = self.book.call_of(target)
-        if picker is None or target is None or call is None:
-            return
-        lost = call.legs.get(target.uid)
-        if lost is not None:
-            lost.is_lost = True
-        own = self.book.carried_by(picker.uid)
-        if own is not None and own is not call and not own.is_begun:  # nobody was told of it: it never was a call
-            self.book.drop(own)
-        if self.book.carried.get(picker.uid) is None:
-            picker.call = call.key
-        number = endpoint(picker.name) if is_telephone(picker.name) else picker.own_number
-        picker.reaches = picker.reaches or number
-        call.legs.setdefault(picker.uid, Leg(number=picker.shown_number, status="ANSWER", is_up=True, told=2))
-        yield from self.news.say(target, at)
+        if picker is not None and target is not None and self.transfers.picked_up(target, picker):
+            yield from self.news.say(target, at)
 
     def _queue_join(self, message: AmiMessage, at: datetime) -> Signals:
         channel = self._channel(message)
         call = self.book.carried_by(channel.uid) if channel is not None else None
         if call is not None:
             call.is_queued = call.was_queued = True
+            call.is_doubtful = call.is_held = False
         yield from self.news.say(channel, at)
 
     def _queue_leave(self, message: AmiMessage, at: datetime) -> Signals:
@@ -288,11 +277,12 @@ class AmiEvents:
         channel = self._channel(message)
         if channel is None or not channel.is_person:
             return
-        channel.hangup_asked = True
+        channel.hangup_asked = self.book.hears_requests = True
         sip = sip_of(message.get("techcause"))
         call = self.book.call_of(channel)
         leg = call.legs.get(channel.uid) if call is not None else None
         if leg is not None:
+            self.book.note_leg(leg, channel, at)
             leg.hangup_asked, leg.q850, leg.sip = True, q850_of(message.get("cause")), sip
         for near in (channel, *self.book.board.connected(channel)):
             carried = self.book.carried_by(near.uid)
@@ -318,6 +308,7 @@ class AmiEvents:
         call = self.book.call_of(channel)
         leg = call.legs.get(channel.uid) if call is not None else None
         if leg is not None:
+            self.book.note_leg(leg, channel, at)
             leg.is_over, leg.q850, leg.sip = True, q850 or leg.q850, sip or leg.sip
         carried = self.book.carried_by(channel.uid)
         if carried is not None:
@@ -345,6 +336,7 @@ class AmiEvents:
         "BlindTransfer": _blind_transfer,
         "AttendedTransfer": _attended_transfer,
         "Pickup": _pickup,
+        "UnParkedCall": _unparked,
         "QueueCallerJoin": _queue_join,
         "QueueCallerLeave": _queue_leave,
         "QueueCallerAbandon": _touched,

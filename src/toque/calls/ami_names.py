@@ -14,8 +14,14 @@ _HELPERS = frozenset(
     }
 )  # fmt: skip
 _SPECIAL_EXTENSIONS = frozenset({"", "s", "h", "t", "i", "o", "a", "e", "T", "failed", "fax", "talk", "hang", "onhangup"})
-_SUFFIX = re.compile(r"-[0-9a-fA-F]+(?:;[12])?$")
+_SUFFIX = re.compile(r"-[0-9a-fA-F]+(?:\.[0-9]+)?(?:;[12])?$")  # `-0000000f`; `-12.0` of Khomp
+_LINES = frozenset(
+    {"capi", "dahdi", "dgv", "dongle", "khomp", "misdn", "mobile", "quectel", "vpb", "zap"}
+)  # whose names number a port
+_GROUP = re.compile(r"^[gGrRbB][0-9]+[a-z]?(?:/|$)")  # of lines, any of which is taken
+_SHORT = 7  # digits that a full number has more of
 _TECHNOLOGY = re.compile(r"^[A-Za-z][A-Za-z0-9]*/")
+_NUMBER = re.compile(r"^\+?[0-9*#]{2,}$")
 _TELEPHONE = re.compile(r"^[0-9]{1,8}$")  # an endpoint that is named like an extension
 _FEATURE = "*"  # what begins with it asks something of the switch: a pickup, a voicemail box
 _ZOMBIE = "<ZOMBIE>"
@@ -53,7 +59,7 @@ def endpoint(name: str) -> str:
 
 def is_telephone(name: str) -> bool:
     """Whether the channel's endpoint is named like an extension."""
-    return _TELEPHONE.match(endpoint(name)) is not None
+    return _TELEPHONE.match(endpoint(name)) is not None and name.partition("/")[0].lower() not in _LINES
 
 
 def is_local(name: str) -> bool:
@@ -95,6 +101,11 @@ def is_feature(extension: str) -> bool:
     return extension.startswith(_FEATURE)
 
 
+def is_short(extension: str) -> bool:
+    """Whether an extension may be the switch's own: a feature, a conference, a pickup by any code."""
+    return len(extension) <= _SHORT or is_feature(extension)
+
+
 def explicit_number(dial_string: str, name: str) -> str:
     """The number that a dial string names beside the endpoint (`5541…@trunk`, `trunk/sip:5541…@host`, `g0/5541…`), else "".
 
@@ -108,8 +119,11 @@ def explicit_number(dial_string: str, name: str) -> str:
         return user if at and user != endpoint(name) else ""
     if _TELEPHONE.match(first) and first == endpoint(name):
         return ""
-    user = rest.strip("<>").removeprefix("sips:").removeprefix("sip:")
-    user = user.rpartition("/")[2].partition("@")[0].partition(";")[0].partition(":")[0]
+    uri = rest.strip("<>").rpartition("/")[2]
+    user = uri.removeprefix("sips:").removeprefix("sip:").partition("@")[0].partition(";")[0].partition(":")[0]
+    is_address = uri.startswith(("sip:", "sips:"))  # of a telephone that registered under any name, or of a number at a trunk
+    if is_address and (not _NUMBER.match(user) or user in endpoint(name)):
+        return ""
     return user if user != endpoint(name) else ""
 
 
@@ -146,4 +160,6 @@ def is_of(name: str, dialled: str) -> bool:
         f"{technology}/{peer.partition('/')[0]}",
         dialled.removesuffix("/n"),
     )
+    if _GROUP.match(peer):
+        return name.startswith(technology + "/")
     return name == dialled or any(name.startswith(candidate + "-") for candidate in candidates)

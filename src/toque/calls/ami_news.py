@@ -10,13 +10,24 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from toque.calls.ami_book import CallBook
-from toque.calls.ami_calls import AmiCall, End, Leg, Origin, end_of, evidence, gave_up, word_without_legs
+from toque.calls.ami_calls import (
+    AmiCall,
+    End,
+    Leg,
+    Origin,
+    end_of,
+    evidence,
+    gave_up,
+    is_unsure,
+    missed_answer,
+    word_without_legs,
+)
 from toque.calls.ami_channels import Channel
 from toque.calls.ami_names import local_number
 from toque.calls.model import CallIdentity, Party, Signal, SignalKind
 
 _GRACE = timedelta(seconds=2)  # for the events of a channel that is in no list; they come at once, if they come
-_HOLD = timedelta(seconds=2)  # how long a call to a feature may turn out to be a pickup; Asterisk says so within milliseconds
+_RESPONSE_WAIT = timedelta(seconds=2)  # for OriginateResponse after the end; it comes within milliseconds, if it comes
 
 Signals = Iterator[Signal]
 
@@ -121,7 +132,7 @@ class CallNews:
         if number is not None:
             yield from self._answered(call, number, at)
         elif call.origin is Origin.CALLER and not call.is_picked_up:
-            call.is_picked_up = True
+            call.is_picked_up, call.is_doubtful = True, call.is_blurred
             yield self.signal(call, SignalKind.PICKED_UP, at)
 
     def _answered(self, call: AmiCall, number: str, at: datetime) -> Signals:
@@ -138,10 +149,14 @@ class CallNews:
             return
         call.talks_to = partner.uid
         if partner.shown_number != call.answered_by:
-            call.answered_by = partner.shown_number
-            signal = self.signal(call, SignalKind.CONNECTED, at)
-            signal.number = call.answered_by
-            yield signal
+            yield self.connected(call, partner.shown_number, at)
+
+    def connected(self, call: AmiCall, number: str, at: datetime) -> Signal:
+        """The signal that the caller's side talks to somebody else now."""
+        call.answered_by = number
+        signal = self.signal(call, SignalKind.CONNECTED, at)
+        signal.number = number
+        return signal
 
     def _partner(self, call: AmiCall, principal: Channel) -> Channel | None:
         """The person whom the principal is connected with; the same as before while that one is there."""
@@ -156,13 +171,18 @@ class CallNews:
         partner = self._partner(call, principal)
         if partner is None and not call.is_picked_up and call.origin is Origin.CALLER:
             # The switch answers the caller because somebody has: their bridge is about to be made.
-            answered = (uid for uid, leg in call.legs.items() if leg.status == "ANSWER" and leg.is_up and not leg.is_local)
-            partner = self.book.board.channels.get(next(answered, ""))
+            partner = self._answerer(call)
         partner = partner or self.book.board.channels.get(call.agent)
         if partner is not None:
             call.talks_to = partner.uid
             return partner.shown_number
         return call.voicemail
+
+    def _answerer(self, call: AmiCall) -> Channel | None:
+        """Whose leg was answered; of several, somebody who talks already, for one may be asked yet whether it takes the call."""
+        uids = (uid for uid, leg in call.legs.items() if leg.status == "ANSWER" and leg.is_up and not leg.is_local)
+        found = [channel for uid in uids if (channel := self.book.board.channels.get(uid)) is not None]
+        return next((channel for channel in found if channel.bridge), found[0] if found else None)
 
     def over(self, call: AmiCall, end: End) -> Signals:
         """The call's principal has ended, and with it the call."""
@@ -171,7 +191,7 @@ class CallNews:
         call.is_held = False
         yield from self._news(call, end.at)
         if call.origin is Origin.CLICK and not (call.is_caller_ready or call.has_response):
-            call.end, self.book.held[call.key] = end, self.book.now
+            call.end, self.book.held[call.key] = end, self.book.now + _RESPONSE_WAIT
             yield self.signal(call, SignalKind.NOTED, end.at)
         else:
             yield from self._end(call, end)
@@ -179,18 +199,36 @@ class CallNews:
     def _end(self, call: AmiCall, end: End) -> Signals:
         self.book.drop(call)
         if not call.is_answered:
-            yield from self._end_unanswered(call, end)
+            tell_end = self._end_unsure if self._is_unsure(call, end) else self._end_unanswered
+            yield from tell_end(call, end)
             return
         signal = self.signal(call, SignalKind.HUNG_UP, end.at)
         signal.by = call.asked_by or (Party.NETWORK if call.is_soft and not call.has_left else None)
         signal.cause = evidence(end.q850, end.sip, end.text)
         yield signal
 
+    def _is_unsure(self, call: AmiCall, end: End) -> bool:
+        principal = self.book.board.channels.get(call.principal)
+        is_found_up = principal is not None and principal.is_found_up
+        return is_unsure(call, end, is_found_up=is_found_up, hears_requests=self.book.hears_requests)
+
+    def _end_unsure(self, call: AmiCall, end: End) -> Signals:
+        """Events were missed, and what was seen does not say why the call ended: no word can be trusted."""
+        principal = self.book.board.channels.get(call.principal)
+        leg = missed_answer(call)
+        if leg is not None and principal is not None and principal.is_up:
+            yield from self._answered(call, leg.number, end.at)
+        elif gave_up(call, end, hears_requests=self.book.hears_requests):
+            yield self.signal(call, SignalKind.GAVE_UP, end.at)
+        signal = self.signal(call, SignalKind.VANISHED, end.at)
+        signal.by = call.asked_by
+        yield signal
+
     def _end_unanswered(self, call: AmiCall, end: End) -> Signals:
         for uid, leg in call.legs.items():
             if leg.told in (1, 2) and not (leg.is_own and leg.is_up) and end_of(leg) is not None:
                 yield self._leg_ended(call, uid, leg, end.at)
-        if gave_up(call, end):
+        if gave_up(call, end, hears_requests=self.book.hears_requests):
             signal = self.signal(call, SignalKind.GAVE_UP, end.at)
             signal.by = Party.CALLER
             yield signal
@@ -246,11 +284,11 @@ class CallNews:
     def tick(self, now: datetime) -> Iterable[Signal]:
         """What has become certain by the passing of time."""
         for uid in [uid for uid, at in self.book.missing.items() if now - at >= _GRACE]:
-            del self.book.missing[uid]
             channel = self.book.board.channels.get(uid)
             if channel is not None:
                 yield from self.vanished(channel, now)
-        due = [key for key, at in self.book.held.items() if now - at >= _HOLD]
+            self.book.missing.pop(uid, None)
+        due = [key for key, until in self.book.held.items() if until <= now]
         for key in due:
             del self.book.held[key]
             call = self.book.calls.get(key)
@@ -260,6 +298,5 @@ class CallNews:
 
     def next_due(self) -> datetime | None:
         """When `tick` has something to say at the earliest."""
-        held = (at + _HOLD for at in self.book.held.values())
         missing = (at + _GRACE for at in self.book.missing.values())
-        return min((*held, *missing), default=None)
+        return min((*self.book.held.values(), *missing), default=None)

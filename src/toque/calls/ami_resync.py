@@ -23,6 +23,7 @@ _CALLED_APPLICATIONS = ("AppDial", "AppDial2", "AppQueue")  # what the channels 
 def reconcile(events: AmiEvents, listed: Sequence[AmiMessage], held: Sequence[AmiMessage], now: datetime) -> Iterator[Signal]:
     """The signals that a complete list gives; `held` is what came while it was being made, and is read afterwards."""
     events.book.now = now
+    events.book.whole_from = min(events.book.whole_from, now)
     made = {message.get("uniqueid") for message in held if message.event == "Newchannel"}
     ended = {message.get("uniqueid") for message in held if message.event == "Hangup"}
     present = {message.get("uniqueid"): message for message in listed if message.get("uniqueid")}
@@ -105,7 +106,7 @@ def _begin(events: AmiEvents, linkedid: str, channels: Sequence[Channel], presen
     if first is None:
         return  # what is left of a call whose caller has gone
     call = AmiCall(key=linkedid, principal=first.uid, began_at=first.made_at, hub=first.uid if first.is_local else "")
-    call.first_name = first.name
+    call.first_name, call.is_blurred = first.name, True
     first.call = call.key
     events.book.meet(call, first, _origin(first, present[first.uid].get("application")))
     for channel in channels:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
-
-import msgspec
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from toque.calls.ami_events import AmiEvents
 from toque.calls.ami_names import SwitchRules
 from toque.calls.ami_resync import reconcile
 from toque.calls.ami_wire import AmiMessage
-from toque.calls.call import Call
 from toque.calls.lines import LineBook
-from toque.calls.model import CallIdentity, Signal, SignalKind, Snapshot, StatusChange
+from toque.calls.model import Signal
+from toque.calls.tracked import Tracked
 from toque.calls.tracker import CallTracker, Patience
 
+_REMEMBERED = timedelta(minutes=1)  # an ended call: a manager does not repeat itself, and 500 calls may end in a second
 MAX_HELD_EVENTS = 100_000  # while the list of channels comes; a busy Asterisk sends some thousands a second
 
 
@@ -23,7 +23,7 @@ MAX_HELD_EVENTS = 100_000  # while the list of channels comes; a busy Asterisk s
 WANTED_EVENTS = AmiEvents.HANDLED | {"CoreShowChannel", "CoreShowChannelsComplete", "FullyBooted"}
 
 
-class AmiWatch:
+class AmiWatch(Tracked):
     """Reader and tracker of one source, which live and are forgotten together.
 
     After every login, and every few minutes, the client asks for the list of channels: `begin_resync`, then the action
@@ -32,9 +32,9 @@ class AmiWatch:
     """
 
     def __init__(self, source: str, lines: LineBook, patience: Patience | None = None, rules: SwitchRules | None = None) -> None:
-        self.source = source
         self.events = AmiEvents(source, rules)
-        self.tracker = CallTracker(lines, patience)
+        patience = replace(patience or Patience(), remembered=_REMEMBERED)
+        super().__init__(source, CallTracker(lines, patience), self.events.book)
         self._listed: list[AmiMessage] | None = None  # None: no list is being waited for
         self._held: list[tuple[AmiMessage, datetime]] = []
 
@@ -43,9 +43,11 @@ class AmiWatch:
         """Whether the list of channels is being waited for."""
         return self._listed is not None
 
-    def begin_resync(self) -> None:
-        """The list of channels is asked for."""
+    def begin_resync(self, *, is_gap: bool = False) -> None:
+        """The list of channels is asked for. With `is_gap`, events may have been missed since the last one that was fed."""
         self._listed = []
+        if is_gap:
+            self.events.book.blur()
 
     def abandon_resync(self, now: datetime) -> None:
         """The list will not come: it was refused, or the connection is lost. What was held is read without it."""
@@ -82,36 +84,12 @@ class AmiWatch:
     def tick(self, now: datetime) -> None:
         """Do what has become due."""
         self._take_in(self.events.news.tick(now), now)
-        for identity in self.tracker.tick(now):
-            self.events.book.forget(identity)
-
-    def take(self) -> tuple[list[StatusChange], list[Snapshot]]:
-        """The changes since the last call, and the state of the calls they touched."""
-        for call in self.tracker.touched():
-            call.reader = self.events.book.export(call.identity)
-        return self.tracker.take()
-
-    def waiting(self) -> int:
-        """How many changes `take` would give."""
-        return self.tracker.waiting()
-
-    def take_unmatched(self) -> list[Call]:
-        """The calls that ended without matching a line."""
-        return self.tracker.take_unmatched()
-
-    def take_late(self) -> dict[CallIdentity, SignalKind]:
-        """The calls that showed a sign of life after their end had been concluded, and the last sign: to be logged, not told."""
-        return self.tracker.take_late()
+        super().tick(now)
 
     def restore(self, state: bytes, now: datetime) -> None:
         """Go on with a call. Raises `ValueError` for bytes that are no snapshot of ours."""
-        try:
-            self.events.book.now = now
-            call = self.tracker.restore(state, now)
-            self.events.book.restore(call.reader)
-        except msgspec.DecodeError as error:
-            msg = f"a stored call cannot be read: {error}"
-            raise ValueError(msg) from None
+        self.events.book.now = now
+        super().restore(state, now)
 
 
 def _moment_of(message: AmiMessage, now: datetime) -> datetime:

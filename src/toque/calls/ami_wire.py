@@ -44,7 +44,7 @@ class AmiReader:
 
     def __init__(self, wanted: frozenset[str] | None = None) -> None:
         """`wanted` are the names of the events to read; the others are left out unread. None reads all."""
-        self._wanted = wanted
+        self._wanted = None if wanted is None else {name.encode() for name in wanted}
         self.banner = ""  # the first line, once it was read
         self.skipped = 0  # blocks that were too long
         self._buffer = bytearray()
@@ -107,10 +107,9 @@ class AmiReader:
             self.skipped += 1
             return None
         block = block.lstrip(b"\n")
-        if self._wanted is not None and block.startswith(b"Event: "):
-            name = block[7 : block.find(b"\n")] if b"\n" in block else block[7:]
-            if name.decode("latin-1") not in self._wanted:
-                return None
+        is_event = block.startswith(b"Event: ")
+        if is_event and self._wanted is not None and block[7:].partition(b"\n")[0].strip() not in self._wanted:
+            return None
         return parse_block(block)
 
 
@@ -119,17 +118,34 @@ def parse_block(block: bytes) -> AmiMessage | None:
     fields: dict[str, str] = {}
     variables: list[str] = []
     for line in _decoded(block).split("\n"):
-        key, colon, value = line.partition(":")
-        if not colon:
-            continue
-        key = key.strip().lower()
-        value = value.strip()[:MAX_VALUE_CHARACTERS]
-        if key == "chanvariable":
-            variables.append(value)
-        fields.setdefault(key, value)
+        key, _, value = line.partition(": ")
+        name = _NAMES.get(key)
+        if name is None:  # a key's first time, an odd line, or none
+            key, colon, value = line.partition(":")
+            if not colon:
+                continue
+            name = _name_of(key)
+        if len(value) > MAX_VALUE_CHARACTERS:
+            value = value.strip()[:MAX_VALUE_CHARACTERS]
+        if name == "chanvariable":
+            variables.append(value.strip())
+        if name not in fields:
+            fields[name] = value.strip()
     if "event" not in fields and "response" not in fields:
         return None
     return AmiMessage(fields.get("event", ""), fields, tuple(variables))
+
+
+_NAMES: dict[str, str] = {}  # keys as they are written, and as they are looked up: a switch has some hundred
+_MAX_NAMES = 1000
+_LONGEST_NAME = 64
+
+
+def _name_of(key: str) -> str:
+    name = key.strip().lower()
+    if len(_NAMES) < _MAX_NAMES and len(key) <= _LONGEST_NAME:
+        _NAMES[key] = name
+    return name
 
 
 def _decoded(block: bytes) -> str:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 
-from toque.calls.ami_watch import AmiWatch
+from toque.calls.ami_watch import WANTED_EVENTS, AmiWatch
 from toque.calls.ami_wire import AmiError, AmiMessage, AmiReader
 from toque.errors import SettingsError
 from toque.settings import AmiSource
@@ -85,7 +85,7 @@ class AmiTalk:
         self._ear = ear
         self._uptime = uptime
         self._wire = wire
-        self._reader = AmiReader()
+        self._reader = AmiReader(WANTED_EVENTS)
         self._skipped = 0
         self._loop = asyncio.get_running_loop()
         self._numbers = count(1)
@@ -93,6 +93,7 @@ class AmiTalk:
         self._greeting: asyncio.Future[None] = self._loop.create_future()
         self._list_id = ""  # the ActionID of the list that is awaited
         self._items = 0
+        self._unreadable_items = 0
         self._list: asyncio.Future[str | None] | None = None  # what was wrong with it
 
     # What comes
@@ -128,6 +129,7 @@ class AmiTalk:
     def _take_listed(self, message: AmiMessage) -> None:
         if message.event == _ITEM:
             self._items += 1
+            self._unreadable_items += bool(message.get("uniqueid")) != bool(message.get("channel"))
             self._ear.hear(message)
             return
         problem = self._problem_of_list(message)
@@ -140,7 +142,9 @@ class AmiTalk:
         said = complete.get("listitems")
         if said.isascii() and said.isdecimal() and said != str(self._items):
             return f"the list of channels has {self._items} of {said[:10]} items"
-        return None
+        if self._unreadable_items:
+            return f"the list of channels has {self._unreadable_items} items that name no channel"
+        return None if self._watch.is_resyncing else "too many events came before the list of channels was complete"
 
     def _end_list(self, problem: str | None) -> None:
         self._list_id = ""
@@ -190,7 +194,7 @@ class AmiTalk:
             raise LinkRefusedError(f"it refuses the login: {reply.get('message')[:100] or 'without a reason'}")
 
     async def _look(self, subscribed: asyncio.Future[AmiMessage], is_gap: bool) -> bool:
-        self._watch.begin_resync()
+        self._watch.begin_resync(is_gap=is_gap)
         problem = await self._listed()
         answer = await self._wire.answer(subscribed, "Events")
         if answer.response != "Success":
@@ -203,7 +207,7 @@ class AmiTalk:
 
     async def _listed(self) -> str | None:
         """Have the list of channels sent; what was wrong with it, once it is complete."""
-        self._items, self._list = 0, self._loop.create_future()
+        self._items, self._unreadable_items, self._list = 0, 0, self._loop.create_future()
         self._list_id = self._next_id()
         answered = await self._wire.answer(self._ask("CoreShowChannels", self._list_id), "CoreShowChannels")
         if answered.response != "Success":

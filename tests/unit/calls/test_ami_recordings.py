@@ -4,7 +4,8 @@ Another folder of them, with the same layout, is named by TOQUE_RECORDINGS.
 """
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.ami_recordings import (
 )
 
 from toque.callbacks.payload import ring_time, talk_time
+from toque.calls.ami_wire import parse_block
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import Direction, Party, StatusChange
 
@@ -132,7 +134,7 @@ def test_asked_for_the_channels_after_every_event(recording: Recording):
     for at, message in messages(recording):
         watcher.feed(message, at)
         channels.follow(message, at)
-        watcher.resync(channels.answer(at), at)
+        watcher.resync(channels.answer(at), at, is_gap=False)
     watcher.pass_time(timedelta(minutes=1))
     check_all(watcher, seen_truths(recording))
 
@@ -145,7 +147,7 @@ def test_events_that_come_while_the_channels_are_listed(recording: Recording):
         watcher, channels, listed = AmiWatcher(lines_for(recording.truth)), ChannelList(), []
         for number, (at, message) in enumerate(arrived):
             if number == cut:
-                watcher.watch.begin_resync()
+                watcher.watch.begin_resync(is_gap=True)
                 listed = channels.answer(at)
             if number >= cut and listed:
                 watcher.feed(listed.pop(), at)
@@ -236,3 +238,98 @@ def test_a_member_that_did_not_answer_missed_nothing(recording: Recording):
             ends.setdefault(identity.key, set()).add(str(changes[-1].status))
     assert all(len(words) == 1 for words in ends.values())
     assert len(ends) == len(seen_truths(recording))
+
+
+def after_a_gap(recording: Recording, chance: random.Random, *, lost: int) -> AmiWatcher:
+    """Anywhere, so many events are lost with the connection; then some come before the list is made, and some that it knows already
+    come after it. At times the server is begun anew meanwhile.
+    """
+    arrived = messages(recording)
+    watcher, channels = AmiWatcher(lines_for(recording.truth)), ChannelList()
+    cut = chance.randrange(len(arrived))
+    heard_again = cut + lost
+    asked = heard_again + chance.choice((0, 0, 1, 2, 3, 5, 8, 15))
+    made = asked + chance.choice((0, 0, 1, 3))
+    has_restart = bool(lost) and chance.random() < 0.3
+    for number, (at, message) in enumerate(arrived[:made]):
+        if number == heard_again:
+            watcher.watch.begin_resync(is_gap=True)
+        if number < cut or heard_again <= number < asked:
+            watcher.feed(message, at)
+        if number == cut and has_restart and watcher.now is not None:
+            watcher.restart()
+        channels.follow(message, at)
+    if len(arrived[:made]) <= heard_again:
+        watcher.watch.begin_resync(is_gap=True)
+    at = arrived[max(min(made, len(arrived)) - 1, 0)][0]
+    for message in (*channels.answer(at), event("CoreShowChannelsComplete")):
+        watcher.feed(message, at)
+    for later, message in arrived[asked:]:
+        watcher.feed(message, later)
+    watcher.resync([], arrived[-1][0])
+    watcher.pass_time(timedelta(hours=5))
+    return watcher
+
+
+@EVERY
+def test_after_a_gap_words_are_true_or_marked_as_concluded(recording: Recording):
+    chance = random.Random(recording.name)
+    for lost in (0, 1, 2, 3, 4, 6, 10, 20) * 4:
+        watcher = after_a_gap(recording, chance, lost=lost)
+        for truth in seen_truths(recording):
+            right = {truth["final"], *truth.get("also_right", ())}
+            for told in told_of(watcher.ledger, truth):
+                assert str(told[-1].status) in right or (lost and told[-1].facts.is_inferred)
+        for changes in watcher.ledger.told.values():
+            if changes:
+                assert [change.status.is_final for change in changes] == [False] * (len(changes) - 1) + [True]
+        assert watcher.watch.events.book.calls == {}
+
+
+# The same calls as other Asterisks would have told of them
+
+
+def without(*names: bytes) -> Callable[[bytes], bytes]:
+    """Operators filter events out, and releases differ in which they have."""
+    return lambda block: b"" if re.match(rb"Event: (?:%s)\r\n" % b"|".join(names), block) else block
+
+
+def replacing(pattern: bytes, by: bytes) -> Callable[[bytes], bytes]:
+    return lambda block: re.sub(pattern, by, block)
+
+
+OTHERWISE: dict[str, Callable[[bytes], bytes]] = {
+    "chan_sip": replacing(rb"\bPJSIP/", b"SIP/"),
+    "iax": lambda block: replacing(rb"-0000(?=[0-9a-f]{4}\b)", b"-")(replacing(rb"\bPJSIP/", b"IAX2/")(block)),
+    "named system": replacing(rb"\b(1795\d{6}\.\d+)", rb"br-sp1-\1"),
+    "latin-1": replacing(rb"(CallerIDName|ConnectedLineName): .*", b"\\1: Jos\xe9 Concei\xe7\xe3o"),
+    "13": lambda block: without(b"DialState")(replacing(rb"\r\n(?:TechCause|Tenantid|LoginTime): [^\r]*", b"")(block)),
+    "few events": without(
+        b"NewConnectedLine", b"BridgeCreate", b"BridgeDestroy", b"LocalBridge", b"Hold", b"Unhold", b"AgentCalled"
+    ),
+    "no soft hangups": without(b"SoftHangupRequest"),
+    "no states of dials": without(b"DialState", b"NewCallerid", b"AgentConnect", b"QueueCallerAbandon"),
+    "lower case": replacing(rb"(?m)^(Channel|Uniqueid|Linkedid|Cause|DialStatus): ", rb"\1:"),
+    "variables": lambda block: (
+        block + b"\r\nChanVariable: DIALSTATUS=\r\nChanVariable: x=1" if b"\r\nUniqueid" in block else block
+    ),
+}
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE)
+@EVERY
+def test_told_as_other_asterisks_would(recording: Recording, otherwise: str):
+    watcher = AmiWatcher(lines_for(recording.truth))
+    for at, block in recording.blocks():
+        message = parse_block(OTHERWISE[otherwise](block).replace(b"\r\n", b"\n"))
+        if message is not None:
+            watcher.feed(message, at)
+    watcher.pass_time(timedelta(minutes=1))
+    for truth in seen_truths(recording):
+        of_call = list(told_of(watcher.ledger, truth))
+        assert len(of_call) == truth.get("count", 1)
+        for told in of_call:
+            assert told[-1].status in {truth["final"], *truth.get("also_right", ())}
+            if truth["final"] == "hung_up":
+                assert told[-1].facts.answered_by == truth.get("transferred_to", truth.get("reached", truth["callee"]))
+    assert watcher.watch.events.book.calls == {}

@@ -7,6 +7,7 @@ that the link leaves behind.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,6 +45,13 @@ def idle() -> AmiSwitch:
     """A switch on which nothing happens, and which stays."""
     switch = AmiSwitch()
     switch._cuts.clear()
+    return switch
+
+
+def halfway() -> AmiSwitch:
+    """A switch that loses its connection while somebody talks, who then goes on for ever."""
+    switch = AmiSwitch(ANSWERED)
+    switch._cuts[-1] = Cut(25)
     return switch
 
 
@@ -132,13 +140,40 @@ async def test_a_list_that_is_refused_concludes_nothing(server: SwitchServer) ->
 
 
 async def test_a_list_that_is_not_whole_concludes_nothing(server: SwitchServer) -> None:
-    switch = AmiSwitch(ANSWERED, cuts=[Cut(30, lost=0)])
+    switch = halfway()
     async with linked(source(server.add(switch))) as post:
         await post.logged("source.lost")
         switch.left_out = 1
         post.may_dial_again.set()
         assert "items" in (await post.logged("source.resync_failed"))["problem"]
         assert not post.ledger.facts().is_inferred
+
+
+async def test_a_list_with_an_item_that_names_no_channel_concludes_nothing(server: SwitchServer) -> None:
+    switch = halfway()
+    plain = switch._list
+    switch._list = lambda action_id: re.sub(rb"(?i)\r\nuniqueid: [^\r]*", b"", plain(action_id))  # type: ignore[method-assign]
+    async with linked(source(server.add(switch))) as post:
+        await post.logged("source.lost")
+        post.may_dial_again.set()
+        assert "name no channel" in (await post.logged("source.resync_failed"))["problem"]
+        post.pass_time(timedelta(minutes=1))
+        assert not post.ledger.facts().is_inferred
+
+
+async def test_events_that_are_refused_are_told(server: SwitchServer) -> None:
+    switch = idle()
+    plain = switch._answer
+
+    def answer(lines: dict[str, str], action_id: str) -> tuple[bytes, str]:
+        if lines["Action"] == "Events":
+            return f"Response: Error\r\n{action_id}\r\nMessage: Permission denied\r\n\r\n".encode(), ""
+        return plain(lines, action_id)
+
+    switch._answer = answer  # type: ignore[method-assign]
+    async with linked(source(server.add(switch))) as post:
+        entry = await post.logged("source.refused")
+        assert entry["problem"] == "it refuses to send events: Permission denied"
 
 
 # No manager interface
@@ -198,6 +233,28 @@ async def test_a_message_that_is_too_long_costs_itself_only(server: SwitchServer
         assert post.entries("source.unreadable")[0]["problem"] == "a message is too long"
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        b"x" * 3_000_000 + b"\r\n\r\n",
+        b"Event: Newchannel\r\nUniqueid: 9.9\r\n" + b"CallerIDName: a\r\n" * 100_000 + b"\r\n",
+        b"Event: Newstate\r\nUniqueid: 9.9\r\nCallerIDName: \xf0\x28\x8c\x28\xff\xfe\x00\r\n\r\n" * 50,
+        b"Event: RTCPSent\r\nUniqueid: 9.9\r\n\r\n" * 20_000,
+        b"Event: Newstate\r\nUniqueid: 9.9\r\nChannelState: 6\r\n\r\n" * 10_000,
+        b"".join(b"Event: Newchannel\r\nUniqueid: 9.%d\r\nChannel: PJSIP/9-%x\r\nChannelState: 4\r\n\r\n" % (n, n) for n in range(2000)),
+    ],
+    ids=["one line", "one message", "encodings", "unread events", "strangers", "calls without an end"],
+)  # fmt: skip
+async def test_a_flood_costs_no_call(server: SwitchServer, strange: bytes) -> None:
+    switch = AmiSwitch(ANSWERED)
+    plain = switch.bytes_of
+    switch.bytes_of = lambda number: (strange if number == 20 else b"") + plain(number)  # type: ignore[method-assign]
+    async with linked(source(server.add(switch))) as post:
+        await post.logged("source.lost")
+        assert words(post) == WHOLE
+        assert post.entries("source.failed") == []
+
+
 async def test_a_bug_of_ours_costs_one_event(server: SwitchServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async with linked(source(server.add(AmiSwitch(ANSWERED)))) as post:
         monkeypatch.setattr(post.watch.events, "read", lambda *_: 1 / 0)
@@ -227,6 +284,21 @@ async def test_over_tls(tmp_path: Path) -> None:
             await post.logged("source.resynced")
         async with linked(plain) as post:
             assert (await post.logged("source.unreachable"))["problem"].startswith("certificate: ")
+
+
+async def test_tls_to_a_port_that_speaks_none(server: SwitchServer) -> None:
+    async with linked(replace(source(server.add(idle())), tls=True)) as post:
+        assert (await post.logged("source.unreachable"))["problem"].startswith("tls: ")
+
+
+async def test_no_tls_to_a_port_that_speaks_it() -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    asterisk = await asyncio.start_server(idle().serve, HOST, 0, ssl=context)
+    async with asterisk, linked(source(asterisk.sockets[0].getsockname()[1]), pace=QUICK) as post:
+        problem = (await post.logged("source.unreachable"))["problem"]
+        assert problem == "no answer to a connection: no manager interface greets there within 0.05 s"
 
 
 async def test_authorities_that_cannot_be_read(tmp_path: Path) -> None:
