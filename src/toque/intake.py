@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -20,16 +20,23 @@ from toque.calls.call import Call
 from toque.calls.gone_watch import GoneWatch
 from toque.calls.hep_packet import HepPacket
 from toque.calls.lines import LineBook
-from toque.calls.model import CallIdentity, SignalKind, Snapshot, StatusChange
+from toque.calls.model import CallIdentity, SignalKind, Snapshot, Status, StatusChange
 from toque.calls.sip_watch import SipWatch
-from toque.calls.tracker import CallTracker, Patience
+from toque.calls.tracker import CallTracker, Counters, Observer, Patience
 from toque.errors import IllegalStep, StoreError
 from toque.store.contract import Appended, Store
 from toque.telemetry import Sparingly, mask_number
 
 MAX_WAITING_CHANGES = 50_000  # beyond this the sources are told to hold back: a minute's worth of a large carrier
+_CHANGES_AT_ONCE = 2_000  # what is planned and written in one go: after an outage much more waits than memory should hold twice
 _TICK_S = 0.1  # how late a conclusion may be
 _STORE_RETRY_S = 0.5
+_GATHERING_S = 0.002
+_MANY_WAITERS = 50  # a commit's worth
+
+# Which statuses of which calls the store had accepted before.
+Repeated = frozenset[tuple[CallIdentity, Status]]
+_NOTHING_REPEATED: Repeated = frozenset()
 
 
 class Watch(Protocol):
@@ -68,19 +75,28 @@ class Intake:
         clock: Callable[[], datetime],
         mask: Callable[[str], str] = mask_number,
         patience: Patience | None = None,
+        observer: Callable[[str], Observer] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`patience` is for the calls of sources that are gone from the settings; the others' watches have their own."""
+        """`patience` is for the calls of sources that are gone from the settings; the others' watches have their own.
+
+        `observer` gives whoever looks on at the calls of the source of this name.
+        """
         self._store = store
         self._offer = offer
         self._clock = clock
         self._mask = mask
         self._patience = patience
+        self._observer = observer
         self._sleep = sleep
         self._watches: dict[str, Watch] = {}
         self._changes: list[StatusChange] = []
         self._snapshots: dict[CallIdentity, Snapshot] = {}
         self._wake = asyncio.Event()
+        self._waiters: list[asyncio.Future[Repeated]] = []  # of what the watches hold
+        self._covered: list[asyncio.Future[Repeated]] = []  # of what is collected
+        self._released_s = 0.0  # monotonic: when several posters were told at once
+        self._is_failing = False
         self._is_stopping = False
         self._idle = asyncio.Event()
         self._log = structlog.get_logger("toque.intake")
@@ -90,6 +106,8 @@ class Intake:
     def add(self, watch: Watch) -> None:
         """Take in what this watch sees from now on."""
         self._watches[watch.source] = watch
+        if self._observer is not None:
+            watch.tracker.observer = self._observer(watch.source)
 
     def apply(self, lines: LineBook) -> None:
         """Go by these lines from now on; calls in progress keep their sides."""
@@ -127,9 +145,42 @@ class Intake:
         """A watch was fed directly, and may have something to say."""
         self._wake.set()
 
+    def watch(self, source: str) -> Watch | None:
+        """The watch of a source."""
+        return self._watches.get(source)
+
+    async def durable(self) -> Repeated:
+        """Wait until the store has everything that the watches have understood so far; returns what of it was no news to it.
+
+        Raises `StoreError` when the store did not take it now. It is kept, and goes with the next attempt.
+        """
+        if self._idle.is_set():
+            msg = "the server has stopped"
+            raise StoreError(msg)
+        waiter: asyncio.Future[Repeated] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._wake.set()
+        try:
+            return await waiter
+        finally:
+            del waiter  # an error from it knows this frame, and would keep it, and whoever waits with all that he brought
+
+    def can_take(self) -> bool:
+        """Whether who waits for what he says to be durable should say more: not while the store refuses, and not at the end."""
+        return not (self._is_failing or self._is_stopping or self.is_full())
+
     def is_full(self) -> bool:
         """Whether so much waits for the store that sources must hold back."""
-        return len(self._changes) + sum(watch.waiting() for watch in self._watches.values()) > MAX_WAITING_CHANGES
+        return self.waiting() > MAX_WAITING_CHANGES
+
+    def waiting(self) -> int:
+        """Changes that wait for the store."""
+        return len(self._changes) + sum(watch.waiting() for watch in self._watches.values())
+
+    def counters(self, source: str) -> Counters:
+        """What the tracker of a source has counted since the start."""
+        watch = self._watches.get(source)
+        return Counters() if watch is None else watch.tracker.counters
 
     @property
     def calls(self) -> int:
@@ -146,12 +197,15 @@ class Intake:
         while True:
             if not self._is_stopping:
                 await self._wait()
+                await self._gather()
             self._collect()
             if self._changes or self._snapshots:
                 await self._append()
-            elif self._is_stopping:
-                self._idle.set()
-                return
+            else:
+                self._release(_NOTHING_REPEATED)
+                if self._is_stopping:
+                    self._idle.set()
+                    return
 
     async def stop(self, grace: timedelta) -> bool:
         """Append what was understood so far and end `run`; False when the store did not let it within `grace`."""
@@ -165,14 +219,38 @@ class Intake:
         return True
 
     async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(_TICK_S):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+        if not self._wake.is_set():  # a timer costs as much as a status
+            try:
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
         self._wake.clear()
 
+    async def _gather(self) -> None:
+        """Let posters who were answered a moment ago come again, so that they share a commit: each costs as much as ten posts."""
+        if not 0 < len(self._waiters) < _MANY_WAITERS:
+            return
+        rest_s = self._released_s + _GATHERING_S - time.monotonic()
+        if rest_s > 0:
+            await asyncio.sleep(rest_s)
+
+    def _release(self, told: Repeated | StoreError | IllegalStep) -> None:
+        """Tell those who wait for what is collected."""
+        waiters, self._covered = self._covered, []
+        if len(waiters) > 1:  # one who waits alone is not to wait for others
+            self._released_s = time.monotonic()
+        for waiter in waiters:
+            if waiter.done():  # its request is gone
+                continue
+            if isinstance(told, frozenset):
+                waiter.set_result(told)
+            else:
+                waiter.set_exception(type(told)(*told.args))
+
     def _collect(self) -> None:
+        self._covered += self._waiters
+        self._waiters = []
         now = self._clock()
         for watch in self._watches.values():
             watch.tick(now)
@@ -187,31 +265,50 @@ class Intake:
                 self._report_unmatched(watch.source, call.caller, call.dialled)
 
     async def _append(self) -> None:
-        """Try once to have the store take everything; what it does not take stays where it is."""
-        changes, snapshots = self._changes, list(self._snapshots.values())
+        """Try once to have the store take everything, a part at a time; what it does not take stays where it is."""
+        told: Repeated | IllegalStep = _NOTHING_REPEATED
         try:
-            try:
-                appended = await self._store.append(changes, snapshots)
-            except IllegalStep:
-                await self._append_call_by_call()
-            else:
-                self._changes, self._snapshots = [], {}
-                self._accept(appended)
+            while self._changes or self._snapshots:
+                part, snapshots = self._next_part()
+                try:
+                    appended = await self._store.append(part, list(snapshots.values()))
+                except IllegalStep as error:
+                    await self._append_call_by_call(part, snapshots)
+                    told = error
+                else:
+                    self._changes = self._changes[len(part) :]
+                    self._snapshots = _without(self._snapshots, snapshots)
+                    self._accept(appended)
+                    if isinstance(told, frozenset) and appended.events != len(part):
+                        told |= _repeated(part, appended)
+            self._is_failing = False
+            self._release(told)
         except StoreError as error:
+            self._is_failing = True
+            self._release(error)
             self._log.error("event.append_failed", error=str(error), events=len(self._changes))
             await self._sleep(_STORE_RETRY_S)
 
-    async def _append_call_by_call(self) -> None:
-        """A bug of ours makes the store refuse the batch for good: only the calls concerned are lost, and loudly."""
+    def _next_part(self) -> tuple[list[StatusChange], dict[CallIdentity, Snapshot]]:
+        """What waits the longest. A call's state goes with the last of its changes: it says that they were told."""
+        if len(self._changes) <= _CHANGES_AT_ONCE:
+            return self._changes, self._snapshots
+        part = self._changes[:_CHANGES_AT_ONCE]
+        later = {change.identity for change in self._changes[_CHANGES_AT_ONCE:]}
+        whole = {change.identity for change in part} - later
+        return part, {identity: snapshot for identity, snapshot in self._snapshots.items() if identity in whole}
+
+    async def _append_call_by_call(self, part: list[StatusChange], snapshots: dict[CallIdentity, Snapshot]) -> None:
+        """A bug of ours makes the store refuse the part for good: only the calls concerned are lost, and loudly."""
         calls: dict[CallIdentity, list[StatusChange]] = {}
-        for change in self._changes:
+        for change in part:
             calls.setdefault(change.identity, []).append(change)
-        for identity in self._snapshots:
+        for identity in snapshots:
             calls.setdefault(identity, [])
         done: set[CallIdentity] = set()
         try:
             for identity, changes in calls.items():
-                snapshot = self._snapshots.get(identity)
+                snapshot = snapshots.get(identity)
                 try:
                     self._accept(await self._store.append(changes, [] if snapshot is None else [snapshot]))
                 except IllegalStep as error:
@@ -220,8 +317,9 @@ class Intake:
                     )
                 done.add(identity)
         finally:
-            self._changes = [change for change in self._changes if change.identity not in done]
-            self._snapshots = {identity: snapshot for identity, snapshot in self._snapshots.items() if identity not in done}
+            left = [change for change in part if change.identity not in done]
+            self._changes = left + self._changes[len(part) :]
+            self._snapshots = _without(self._snapshots, done & snapshots.keys())
 
     def _accept(self, appended: Appended) -> None:
         self.events += appended.events
@@ -238,3 +336,15 @@ class Intake:
                 unmatched=self.unmatched,
                 held_back=self._sparingly.take_held_back(),
             )
+
+
+def _without(snapshots: dict[CallIdentity, Snapshot], taken: Collection[CallIdentity]) -> dict[CallIdentity, Snapshot]:
+    if len(taken) == len(snapshots):
+        return {}
+    return {identity: snapshot for identity, snapshot in snapshots.items() if identity not in taken}
+
+
+def _repeated(changes: Collection[StatusChange], appended: Appended) -> Repeated:
+    """What was no news. A store that does not say which it was may have found no news at all."""
+    left_out = appended.left_out or (() if appended.events else changes)
+    return frozenset((change.identity, change.status) for change in left_out)

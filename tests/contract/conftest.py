@@ -1,18 +1,23 @@
 """Every engine that is held to the store's contract, and where a test gets its stores from."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.support.clock import ManualClock
+from tests.support.nats_servers import NatsServers, drop_streams
 from tests.support.stored_calls import BEGINNING, ZONE, a_client
 
 from toque.callbacks.delivery import Delivery
 from toque.callbacks.payload import PayloadWriter
 from toque.store.contract import Store
+from toque.store.nats import NatsStore
+from toque.store.nats_link import Access
 from toque.store.sqlite import SqliteStore
 
 
@@ -21,8 +26,25 @@ async def open_sqlite(folder: Path, clock: ManualClock) -> Store:
     return SqliteStore(folder / "toque.db", PayloadWriter(ZONE), clock=clock)
 
 
+def prefix_of(folder: Path) -> str:
+    """Under which prefix a folder's data lies on the engine, which all tests share."""
+    return "t" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
+async def open_nats(servers: NatsServers, folder: Path, clock: ManualClock) -> Store:
+    """The store which this folder stands for."""
+    return NatsStore(Access(servers.addresses), PayloadWriter(ZONE), prefix=prefix_of(folder), clock=clock)
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    """One server for all tests of the contract."""
+    with NatsServers(tmp_path_factory.mktemp("nats")) as servers:
+        yield servers
+
+
 # An engine is a function that opens the store which a folder stands for, whoever has it open already.
-ENGINES: dict[str, Callable[[Path, ManualClock], Awaitable[Store]]] = {"sqlite": open_sqlite}
+ENGINES = ("sqlite", "nats")
 
 
 @dataclass
@@ -30,7 +52,7 @@ class Place:
     """Where one store's data lies; any number of store objects may be open on it, as in as many processes."""
 
     open_engine: Callable[[Path, ManualClock], Awaitable[Store]]
-    folder: Path
+    folder: Path  # of its own
     clock: ManualClock = field(default_factory=lambda: ManualClock(BEGINNING))
     stores: list[Store] = field(default_factory=list)
 
@@ -64,9 +86,16 @@ class Place:
 
 @pytest.fixture(params=ENGINES)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    place = Place(ENGINES[request.param], tmp_path)
+    if request.param == "sqlite":
+        place = Place(open_sqlite, tmp_path)
+        yield place
+        await place.close()
+        return
+    servers: NatsServers = request.getfixturevalue("nats_server")
+    place = Place(partial(open_nats, servers), tmp_path)
     yield place
     await place.close()
+    await drop_streams(servers, prefix_of(tmp_path))
 
 
 async def tidy(store: Store, keep: timedelta = timedelta(days=30)) -> int:

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.conftest import Place
 from tests.support.stored_calls import BEGINNING, URL, a_client, change, in_progress, left, lines, seconds, whole_call
 
-from toque.callbacks.callback import Callback, KeptHealth, Registered, TooMany
+from toque.callbacks.callback import Callback, IntakeCredential, KeptHealth, Registered, TooMany
 from toque.callbacks.signature import key_of
 from toque.calls.model import Status
 from toque.errors import InputError, StoreError
@@ -302,6 +302,15 @@ async def test_a_disabled_callback_says_why_and_since_when(store: Store, place: 
     assert (disabled.disabled_at, disabled.disabled_reason) == (BEGINNING, "410 Gone")
 
 
+async def test_disabling_says_from_which_version_on_it_is_known(store: Store) -> None:
+    """So that whoever read the registry just before does not take it back."""
+    callback, before = await register(store), await store.registry()
+    version = await store.disable_callback(callback.id, "410 Gone")
+    after = await store.registry()
+    assert before.version < version <= after.version
+    assert after.callbacks[callback.id].disabled_at is not None
+
+
 async def test_registering_a_disabled_callback_enables_it(store: Store) -> None:
     callback = await register(store)
     await store.disable_callback(callback.id, "410 Gone")
@@ -490,3 +499,48 @@ async def test_a_closed_store_says_so_and_may_be_closed_again(store: Store) -> N
     for asked in (store.ping(), store.registry(), store.append([change(Status.INITIATED)], [])):
         with pytest.raises(StoreError):
             await asked
+
+
+# Credentials of the HTTP intake
+
+
+def a_credential(name: str, digit: str = "a") -> IntakeCredential:
+    return IntakeCredential(name, digit * 64, BEGINNING)
+
+
+async def test_a_credential_of_the_intake_is_kept_as_it_was_added(store: Store, place: Place) -> None:
+    version = await store.registry_version()
+    await store.add_intake(a_credential("dialer"))
+    await store.add_intake(a_credential("billing", "b"))
+    assert await store.registry_version() > version
+    store = await place.reopen()
+    assert (await store.registry()).intakes == {"dialer": a_credential("dialer"), "billing": a_credential("billing", "b")}
+
+
+async def test_the_name_of_a_credential_of_the_intake_has_one_owner(store: Store) -> None:
+    await store.add_intake(a_credential("dialer"))
+    version = await store.registry_version()
+    with pytest.raises(InputError, match="already"):
+        await store.add_intake(a_credential("dialer", "b"))
+    assert (await store.registry()).intakes == {"dialer": a_credential("dialer")}
+    assert await store.registry_version() == version
+
+
+async def test_a_credential_of_the_intake_gets_another_token(store: Store) -> None:
+    await store.add_intake(a_credential("dialer"))
+    version = await store.registry_version()
+    assert await store.rotate_intake("dialer", "c" * 64)
+    assert (await store.registry()).intakes == {"dialer": a_credential("dialer", "c")}
+    assert await store.registry_version() > version
+    assert not await store.rotate_intake("nobody", "d" * 64)
+
+
+async def test_a_credential_of_the_intake_is_removed(store: Store) -> None:
+    await store.add_intake(a_credential("dialer"))
+    version = await store.registry_version()
+    assert await store.remove_intake("dialer")
+    assert (await store.registry()).intakes == {}
+    assert await store.registry_version() > version
+    assert not await store.remove_intake("dialer")
+    await store.add_intake(a_credential("dialer", "b"))
+    assert (await store.registry()).intakes == {"dialer": a_credential("dialer", "b")}

@@ -1,4 +1,4 @@
-"""`toque bench intake`: HEP packets with SIP understood on one core, statuses worked out and matched to lines, nothing stored."""
+"""`toque bench intake`, by HEP: packets understood on one core, statuses worked out and matched to lines, nothing stored."""
 
 from __future__ import annotations
 

@@ -59,6 +59,18 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
+class IntakeCredential:
+    """Who may post calls to the HTTP intake: a source of its own, whose calls are told apart by this name.
+
+    Tokens are random enough that a plain SHA-256, `token_hash`, does not give them away; so a request costs no argon2.
+    """
+
+    name: str
+    token_hash: str = field(repr=False)
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Registry:
     """Who may do what, as of one version; the whole of it fits in memory and is replaced, never changed."""
 
@@ -66,6 +78,7 @@ class Registry:
     clients: Mapping[str, Client]
     lines: tuple[Line, ...]
     callbacks: Mapping[int, Callback]
+    intakes: Mapping[str, IntakeCredential] = field(default_factory=dict)
 
     def active_lines(self) -> Iterable[Line]:
         """The lines whose client is not disabled."""

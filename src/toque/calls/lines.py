@@ -26,6 +26,7 @@ MAX_LINE_CHARACTERS = 200
 _SHORTEST_PUBLIC_NUMBER = 10  # area code and eight digits; anything shorter is an extension or a local number
 _LONGEST_PUBLIC_NUMBER = 18  # E.164 has 15 digits; trunk 0, 00 and a carrier code may come before them
 _HINT = re.compile(r"(account|context|endpoint|tenant):.")  # what a switch knows of a call whose numbers are nobody's lines
+_NUMBERS_KNOWN = 50_000  # numbers whose owner is remembered, or that they have none
 _TYPED_SEPARATORS = str.maketrans("", "", " -.()")
 
 
@@ -142,6 +143,7 @@ class LineBook:
     prefixes: dict[str, Owner] = field(default_factory=dict)
     patterns: list[tuple[re.Pattern[str], Owner]] = field(default_factory=list)
     lengths: tuple[int, ...] = ()  # of the prefixes, longest first
+    _known: dict[str, Owner | None] = field(default_factory=dict, compare=False, repr=False)  # as they were dialled
 
     @classmethod
     def of(cls, lines: Iterable[Line], country: str = DEFAULT_COUNTRY) -> LineBook:
@@ -161,8 +163,16 @@ class LineBook:
 
     def owner(self, number: str) -> Owner | None:
         """Whose number this is, in whatever form it was dialled."""
+        if number in self._known:  # a call's numbers are asked for several times
+            return self._known[number]
         if not number or len(number) > MAX_LINE_CHARACTERS:  # longer ones are made to fill our memory
             return None
+        if len(self._known) >= _NUMBERS_KNOWN:
+            self._known.clear()
+        owner = self._known[number] = self._looked_up(number)
+        return owner
+
+    def _looked_up(self, number: str) -> Owner | None:
         if ":" in number and _HINT.match(number):
             return None  # somebody calls himself what only the switch can say
         return self._owner_of(normalise(number, self.country))

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import Protocol
 
 import msgspec
 
@@ -39,6 +40,7 @@ _FINAL_ORDER = 4
 _BEGINNINGS = (SignalKind.BEGAN, SignalKind.BEGAN_AGAIN)
 _NAMING = (SignalKind.BEGAN, SignalKind.LEG_BEGAN, SignalKind.CALLER_KNOWN)  # signals that may name a line
 _SIGNS_OF_LIFE = (SignalKind.SEEN, SignalKind.NOTED)
+_STALE_TICKETS = 10_000  # entries of calls that are gone, before they are thrown out
 _LONGEST_SLEEP = timedelta(minutes=5)
 _SAVES_IN_PATIENCE = 8  # a call that only shows signs of life is stored so often while it is waited for
 
@@ -70,6 +72,19 @@ class Counters:
     late: int = 0  # signs of life of calls whose end had been concluded
 
 
+class Observer(Protocol):
+    """Whoever wants to know what the tracker hears and concludes, as it happens. It only looks on, and must not raise."""
+
+    def heard(self, signal: Signal, call: Call | None, now: datetime) -> None:
+        """A signal arrived; the call is as it was before it, None when there was none."""
+
+    def told(self, change: StatusChange) -> None:
+        """A side is told a status."""
+
+    def ended(self, call: Call, status: Status, at: datetime, now: datetime) -> None:
+        """A call's end is decided, whether it has sides or not. The call still has its legs."""
+
+
 class CallTracker:
     """The calls of one source. Feed it signals, take what became of them."""
 
@@ -77,6 +92,7 @@ class CallTracker:
         self.lines = lines
         self.patience = patience or Patience()
         self.counters = Counters()
+        self.observer: Observer | None = None
         self.calls: dict[CallIdentity, Call] = {}
         self._due: list[tuple[datetime, int, CallIdentity]] = []
         self._ticket = count()
@@ -90,6 +106,8 @@ class CallTracker:
     def feed(self, signal: Signal, now: datetime) -> None:
         """Take one signal that arrived at `now` (our clock; `signal.at` is the switch's)."""
         call = self.calls.get(signal.identity)
+        if self.observer is not None:
+            self.observer.heard(signal, call, now)
         if call is None or self._begins_again(call, signal):
             if signal.kind in _SIGNS_OF_LIFE:
                 return
@@ -115,6 +133,9 @@ class CallTracker:
     def tick(self, now: datetime) -> list[CallIdentity]:
         """Do what has become due; returns the calls that are forgotten from here on."""
         forgotten: list[CallIdentity] = []
+        if len(self._due) > 2 * len(self.calls) + _STALE_TICKETS:  # mostly of calls that are long forgotten
+            self._due = [(call.wakes_at, next(self._ticket), identity) for identity, call in self.calls.items() if call.wakes_at]
+            heapify(self._due)
         while self._due and self._due[0][0] <= now:
             wakes_at, _, identity = heappop(self._due)
             call = self.calls.get(identity)
@@ -233,12 +254,16 @@ class CallTracker:
         """A leg reaches a number: its owner has a side too, unless the dialled number gave that client one already.
 
         The dialled number itself may first be known from a leg's INVITE, which can name another, and the caller's numbers come
-        to light one by one.
+        to light one by one. After the answer, nobody is told any more of whom a leg reaches; but a call that was nobody's may
+        turn out to be somebody's.
         """
-        if call.phase is Phase.ANSWERED or signal.kind not in _NAMING:
+        is_answered = call.phase is Phase.ANSWERED
+        if signal.kind not in _NAMING or (is_answered and (call.sides or signal.kind is not SignalKind.CALLER_KNOWN)):
             return
         if signal.kind is SignalKind.CALLER_KNOWN:
             self._open_callers_side(call, signal)
+        if is_answered:
+            return
         owner = self.lines.owner(signal.number if signal.kind is SignalKind.LEG_BEGAN else signal.dialled)
         if owner is not None and not any(
             side.client_id == owner.client_id and side.direction is Direction.RECEIVED for side in call.sides
@@ -266,6 +291,8 @@ class CallTracker:
         leg = None if signal.leg is None else call.legs.get(signal.leg)
         if (leg is not None and leg.rang) or (signal.kind is SignalKind.CALLER_KNOWN and call.ringing_at is not None):
             self._tell(call, side, Status.RINGING, max(signal.at, call.ringing_at or signal.at))
+        if call.answered_at is not None:
+            self._tell(call, side, Status.ANSWERED, call.answered_at)
 
     def _enter(self, call: Call, phase: Phase, signal: Signal, now: datetime) -> None:
         """Go to a phase and do what belongs to it, coming from where the call is."""
@@ -361,6 +388,8 @@ class CallTracker:
         if not call.is_inferred:
             call.ended_at = at
         self._tell_all(call, status, at)
+        if self.observer is not None:
+            self.observer.ended(call, status, at, now)
         call.phase = Phase.ENDED
         call.decide_at = None
         call.ended_at = at
@@ -406,7 +435,10 @@ class CallTracker:
         if order <= side.told:
             return
         side.told = order
-        self._changes.append(StatusChange(call.identity, side.side, status, at, call.facts(side)))
+        change = StatusChange(call.identity, side.side, status, at, call.facts(side))
+        self._changes.append(change)
+        if self.observer is not None:
+            self.observer.told(change)
 
     # Timing
 

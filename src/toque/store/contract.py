@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from toque.callbacks.callback import Client, KeptHealth, Registered, Registry, TooMany
+from toque.callbacks.callback import Client, IntakeCredential, KeptHealth, Registered, Registry, TooMany
 from toque.callbacks.delivery import Delivery, Settlement
 from toque.calls.lines import Line
-from toque.calls.model import CallIdentity, Snapshot, StatusChange
+from toque.calls.model import CallIdentity, Snapshot, Status, StatusChange
 
 
 class Removal(Enum):
@@ -31,10 +31,14 @@ class Removal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What was accepted: `events` counts those that are new, `deliveries` are theirs, in the order of acceptance."""
+    """What was accepted: `events` counts those that are new, `deliveries` are theirs, in the order of acceptance.
+
+    `left_out` are the changes that had been told before, where the store says so; a source may want to know.
+    """
 
     events: int = 0
     deliveries: list[Delivery] = field(default_factory=list)
+    left_out: Sequence[StatusChange] = field(default=(), compare=False)
 
 
 class ReplayState(StrEnum):
@@ -75,6 +79,55 @@ class DeadDelivery:
     delivery: Delivery
     died_at: datetime
     outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class PastDelivery:
+    """How a delivery stands: `delivered`, `waiting`, `dead`, `on its way`, or what became of it; `code` is its callback's."""
+
+    code: str
+    state: str
+    attempts: int
+    settled_at: datetime | None
+    due_at: datetime | None
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class PastEvent:
+    """An event as it was told, and its deliveries."""
+
+    id: str
+    client_id: str
+    callerid: str
+    direction: str
+    pin: str
+    status: Status
+    sequence: int
+    happened_at: datetime
+    accepted_at: datetime
+    payload: str
+    deliveries: tuple[PastDelivery, ...]
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """What people ask of a store, beside `Store`: for `toque trace` and `toque doctor`. It may take its time."""
+
+    async def events_of(self, callerid: str) -> list[PastEvent]:
+        """The events of a call in the order of acceptance, as far as they are kept."""
+
+    async def events_with(self, numbers: Sequence[str], *, since: datetime, most_calls: int = 10) -> list[PastEvent]:
+        """The events, accepted since then, of the latest calls in which one of these numbers calls, is called or answers."""
+
+    async def callerid_of(self, identity: CallIdentity) -> str:
+        """What the call is called that bore a switch's identity last."""
+
+    async def dead_sizes(self) -> dict[int, int]:
+        """How many deliveries of each callback are dead and kept."""
+
+    async def last_accepted_at(self) -> datetime | None:
+        """When the last events were accepted, None when there are none."""
 
 
 class Store(Protocol):
@@ -130,8 +183,11 @@ class Store(Protocol):
     async def remove_callback(self, client_id: str, code: str) -> Removal:
         """End a registration of this client; its waiting deliveries are dropped with it."""
 
-    async def disable_callback(self, callback_id: int, reason: str) -> None:
-        """Stop posting to a callback. What waits for it at this moment is dead from then on, however much it is."""
+    async def disable_callback(self, callback_id: int, reason: str) -> int:
+        """Stop posting to a callback. What waits for it at this moment is dead from then on, however much it is.
+
+        Returns the registry's version from which on that is known: one that was read earlier may have a smaller one.
+        """
 
     async def enable_callback(self, code: str) -> bool:
         """Post to a callback again, from what is accepted next on. False when there is no such callback."""
@@ -141,6 +197,15 @@ class Store(Protocol):
 
     async def rotate_callback(self, code: str, *, keep_old_for: timedelta) -> str | None:
         """Give a callback another signing secret and return it; the old one signs as well for a while. None: unknown code."""
+
+    async def add_intake(self, credential: IntakeCredential) -> None:
+        """Let somebody post calls. Raises `InputError` when the name is taken."""
+
+    async def rotate_intake(self, name: str, token_hash: str) -> bool:
+        """Give a credential of the intake another token; the old one ends. False when there is none of this name."""
+
+    async def remove_intake(self, name: str) -> bool:
+        """Remove a credential of the intake. Its calls stay. False when there is none of this name."""
 
     # Events. All of these are for the one store object that has claimed the events; the others may only change the registry.
 

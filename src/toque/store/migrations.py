@@ -166,4 +166,18 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (kind, name)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE intakes (  -- who may post calls over HTTP
+        name TEXT PRIMARY KEY,
+        token_hash TEXT NOT NULL UNIQUE CHECK (length(token_hash) = 64 AND token_hash NOT GLOB '*[^0-9a-f]*'),
+        created_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE call_places (  -- of calls that have no row any more: where their events begin, as long as these are kept
+        id INTEGER PRIMARY KEY,  -- as in `calls`
+        first_seq INTEGER NOT NULL CHECK (first_seq >= 1),
+        seen_at INTEGER NOT NULL  -- when the last of them was accepted, or later
+    ) STRICT;
+    """,
 )

@@ -196,6 +196,7 @@ class Planner:
         rows, first_seq = plan.events, plan.first_seq
         segment = plan.segment
         deliveries: list[Delivery] = []
+        left_out: list[StatusChange] = []
         before = len(rows)
         for change in changes:
             side, identity, status = change.side, change.identity, change.status
@@ -207,6 +208,7 @@ class Planner:
             call = held.get(identity) or self._call(identity)
             state = call.state
             if (state.ended_at is not None or state.earlier_ended_at is not None) and not call.owns(change):
+                left_out.append(change)
                 continue
             order, word = _STEPS[status]
             for told in state.told:
@@ -216,6 +218,7 @@ class Planner:
                 told = Told(client_id, str(direction), pin)
                 state.told.append(told)
             if order <= told.order:
+                left_out.append(change)
                 if plan.accepted_at - call.seen_at > _SEEN_AGAIN_US and not call.is_changed:
                     call.is_changed = True
                     changed.append(call)
@@ -240,7 +243,7 @@ class Planner:
                 event = Event(seq, identifier, client_id, uuid, told.direction, pin, status, sequence, now, payload, body)
                 deliveries += [Delivery(event, callback_id, 0, None, 0.0, 0, segment) for callback_id in ids]
         segment.fresh += len(deliveries)
-        return Appended(len(rows) - before, deliveries)
+        return Appended(len(rows) - before, deliveries, left_out)
 
     def _call(self, identity: CallIdentity) -> Call:
         """A call that is held, or a new one."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
-from toque.callbacks.callback import Callback, Client, KeptHealth, Registered, Registry, TooMany
+from toque.callbacks.callback import Callback, Client, IntakeCredential, KeptHealth, Registered, Registry, TooMany
 from toque.callbacks.signature import SECRET_BYTES, render_secret
 from toque.callbacks.token import KEY_BYTES
 from toque.calls.lines import Line, LineKind, conflict
@@ -49,7 +49,11 @@ def registry(connection: sqlite3.Connection, sealer: Sealer, now: datetime) -> R
         row[0]: _callback(row, sealer, now)
         for row in connection.execute(f"SELECT {_CALLBACK_COLUMNS} FROM callbacks WHERE removed_at IS NULL ORDER BY id")  # noqa: S608
     }
-    return Registry(version(connection), clients, lines, callbacks)
+    intakes = {
+        name: IntakeCredential(name, token_hash, from_us(created_at))
+        for name, token_hash, created_at in connection.execute("SELECT name, token_hash, created_at FROM intakes ORDER BY name")
+    }
+    return Registry(version(connection), clients, lines, callbacks, intakes)
 
 
 def _lines(connection: sqlite3.Connection, which: str = "TRUE", values: Sequence[str] = ()) -> list[Line]:
@@ -346,3 +350,27 @@ def rotate_callback(
         WHERE code = ? AND removed_at IS NULL"""
     found = _one_changed(connection, statement, (to_us(now + keep_old_for), sealer.seal(secret), code))
     return secret if found else None
+
+
+# Credentials of the HTTP intake
+
+
+def add_intake(connection: sqlite3.Connection, credential: IntakeCredential) -> None:
+    """See `Store.add_intake`."""
+    values = (credential.name, credential.token_hash, to_us(credential.created_at))
+    try:
+        connection.execute("INSERT INTO intakes VALUES (?, ?, ?)", values)
+    except sqlite3.IntegrityError:
+        msg = f"there is an intake credential named {credential.name!r} already"
+        raise InputError(msg) from None
+    _changed(connection)
+
+
+def rotate_intake(connection: sqlite3.Connection, name: str, token_hash: str) -> bool:
+    """See `Store.rotate_intake`."""
+    return _one_changed(connection, "UPDATE intakes SET token_hash = ? WHERE name = ?", (token_hash, name))
+
+
+def remove_intake(connection: sqlite3.Connection, name: str) -> bool:
+    """See `Store.remove_intake`."""
+    return _one_changed(connection, "DELETE FROM intakes WHERE name = ?", (name,))
