@@ -16,7 +16,7 @@ import cyclopts
 from cyclopts import App
 
 from toque import __version__
-from toque.commands import callbacks, clients, lines, measurements, replays, serving
+from toque.commands import callbacks, clients, doctor, intake, lines, measurements, replays, serving, trace
 from toque.commands.terminal import NotDone
 from toque.errors import InputError, SettingsError, StoreError
 from toque.telemetry import printable
@@ -30,7 +30,9 @@ app = App(
 )
 app.command(serving.serve)
 app.command(serving.demo)
-for _group in (clients, lines, callbacks, replays, measurements):
+app.command(doctor.doctor)
+app.command(trace.trace)
+for _group in (clients, lines, callbacks, intake, replays, measurements):
     app.command(_group.app)
 
 

@@ -88,12 +88,34 @@ def bench_backlog(
     show_figures("backlog", run(_stoppable(measure(deliveries=deliveries, seconds=seconds, callbacks=callbacks))), as_json=json)
 
 
-@app.command(name="intake")
-def bench_intake(*, rounds: Annotated[int, Parameter(help="rounds, of which the median counts")] = 5, json: Json = False) -> None:
-    """HEP packets with SIP understood a second, on one core."""
-    from toque.bench.intake import bench_intake as measure  # noqa: PLC0415 - see opened
+@app.command(name="ami")
+def bench_ami(
+    *,
+    seconds: Annotated[float, Parameter(help="how long calls are begun")] = 10.0,
+    rate: Annotated[int, Parameter(help="calls a second, of two seconds each")] = 500,
+    callbacks: Annotated[int, Parameter(help="URLs that the calls are spread over")] = 100,
+    json: Json = False,
+) -> None:
+    """What the calls of one busy Asterisk cost, through a real server, and whether each is told as it was."""
+    from toque.bench.ami import bench_ami as measure  # noqa: PLC0415 - see opened
 
-    show_figures("intake", measure(rounds=rounds), as_json=json)
+    show_figures("ami", run(_stoppable(measure(seconds=seconds, rate=rate, callbacks=callbacks))), as_json=json)
+
+
+@app.command(name="intake")
+def bench_intake(
+    *,
+    seconds: Annotated[float, Parameter(help="how long each round posts over HTTP, for each way of posting")] = 5.0,
+    rounds: Annotated[int, Parameter(help="rounds, of which the median counts")] = 5,
+    json: Json = False,
+) -> None:
+    """HEP packets understood a second, and statuses posted over HTTP that are durable a second: each on one core."""
+    from toque.bench.intake import bench_intake as measure  # noqa: PLC0415 - see opened
+    from toque.bench.intake_http import bench_http  # noqa: PLC0415 - see opened
+
+    figures = measure(rounds=rounds)
+    figures |= run(_stoppable(bench_http(seconds=seconds, rounds=rounds)))
+    show_figures("intake", figures, as_json=json)
 
 
 def show_figures(bench: str, figures: dict[str, Any], *, as_json: bool) -> None:
@@ -103,6 +125,6 @@ def show_figures(bench: str, figures: dict[str, Any], *, as_json: bool) -> None:
     rows = [
         (name, "none" if value is None else str(value), goals.get(name, ""))
         for name, value in figures.items()
-        if name != "rounds"
+        if not name.endswith("rounds")
     ]
     show(figures, as_json=as_json, human=as_table(("figure", "", "goal"), rows, ""))

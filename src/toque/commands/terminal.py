@@ -18,7 +18,7 @@ from rich.table import Table
 from toque.callbacks.callback import Callback, Registry
 from toque.errors import SettingsError
 from toque.settings import OPTIONS, Settings, flag_of, load_settings
-from toque.store.sqlite import SqliteStore
+from toque.store.contract import Store
 from toque.telemetry import printable
 
 T = TypeVar("T")
@@ -71,8 +71,8 @@ def locating(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[SqliteStore]:
-    from toque.server import open_store  # noqa: PLC0415 - commands that need no server start faster
+async def opened(settings: Settings) -> AsyncIterator[Store]:
+    from toque.store.opening import open_store  # noqa: PLC0415 - commands that need no store start faster
 
     with locating(settings):
         store = open_store(settings)

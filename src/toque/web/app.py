@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -36,8 +36,8 @@ class _Gone(Exception):  # noqa: N818 - nobody is there any more to be told
     """The customer hung up before the request was complete."""
 
 
-def make_app(api: DirectcallApi, health: Health) -> Litestar:
-    """The ASGI application."""
+def make_app(api: DirectcallApi, health: Health, others: Sequence[Any] = ()) -> Litestar:
+    """The ASGI application. `others` are further resources, which look after themselves."""
     document = json.dumps(openapi_document(), ensure_ascii=False, indent=2).encode()
 
     async def tell_health(_: Request[Any, Any, Any]) -> Answer:
@@ -53,6 +53,7 @@ def make_app(api: DirectcallApi, health: Health) -> Litestar:
             *(_route(method.path, method.http_methods, _asking(api, method)) for method in METHODS),
             _route(_HEALTH_PATH, _GET, tell_health),
             _route(_DOCUMENT_PATH, _GET, tell_document),
+            *others,
         ],
         exception_handlers={Exception: _on_exception},
         openapi_config=None,
