@@ -1,11 +1,13 @@
 # Everything a newcomer needs: `make demo` and `make test` set up what they use by themselves. `make help` lists the rest.
 PYTHON ?= python3.11
+# How many processes run tests side by side: more than processors, as many tests wait rather than work.
+PROCESSES ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test storm check lint types imports format diagrams build smoke clean
+.PHONY: help setup demo test accuracy storm check lint types imports format diagrams build smoke clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -22,7 +24,10 @@ demo: setup ## replay recorded SIP calls and watch the callbacks arrive
 	@$(BIN)/toque demo $(DEMO)
 
 test: setup ## all tests; those whose programs are missing skip and say so
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(TESTS)
+
+accuracy: setup ## play every recording of a real switch and write docs/accuracy.md
+	$(BIN)/python tools/accuracy.py
 
 storm: setup ## break the server on purpose for 20 minutes and count what is lost: STORM="--only kill --kills 300", "--help"
 	$(BIN)/python -m tests.faults.storm $(STORM)

@@ -18,7 +18,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,13 +32,16 @@ import uvicorn
 from toque import __version__
 from toque.callbacks.callback import Registry
 from toque.callbacks.health import PARKED
-from toque.callbacks.payload import PayloadWriter
+from toque.callbacks.payload import DIRECTION_WORDS, PARTY_WORDS, STATUS_WORDS
 from toque.calls.ami_names import SwitchRules
 from toque.calls.ami_watch import AmiWatch
 from toque.calls.esl_watch import EslWatch
-from toque.calls.lines import LineBook
+from toque.calls.http_items import Vocabulary
+from toque.calls.http_watch import SOURCE_PREFIX, HttpWatch
+from toque.calls.lines import Line, LineBook
 from toque.calls.sip_watch import SipWatch
 from toque.calls.tracker import Patience
+from toque.condition import Condition
 from toque.directory import Directory
 from toque.errors import SettingsError, StoreError
 from toque.intake import Intake
@@ -51,13 +54,17 @@ from toque.sources.ami import ami_link
 from toque.sources.esl import esl_link
 from toque.sources.hep import HepListener
 from toque.sources.link import Link
-from toque.store.sqlite import SqliteStore, utc_now
+from toque.store.opening import claim, open_store
+from toque.store.sqlite import utc_now
 from toque.telemetry import mask_number
+from toque.tracing import Tracing
 from toque.upkeep import Upkeep
 from toque.web.access import Access
 from toque.web.app import make_app
 from toque.web.connection import HttpConnection
 from toque.web.directcall import Deployment, DirectcallApi
+from toque.web.ingest import Ingest, beside
+from toque.web.operator import TRACE_PATH, Gate, operator_routes
 
 _HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost no fsync each
 _HTTP_GRACE_S = 5  # for requests under way when the server stops
@@ -65,11 +72,6 @@ _STORE_GRACE = timedelta(seconds=10)  # for what must still be written when it s
 _DESCRIPTORS = 16_384  # kept connections to receivers and from customers, with room to spare
 SETTLING_PACE_S = 0.004  # between two commits of outcomes, unless there are many: each costs as much as ten deliveries
 _KEEP_ALIVE_S = 65  # longer than a reverse proxy's usual 60, so that the proxy is the one that closes
-
-
-def open_store(settings: Settings, clock: Callable[[], datetime] = utc_now) -> SqliteStore:
-    """The store that the settings name. Raises `SettingsError`."""
-    return SqliteStore(settings.store, PayloadWriter(settings.time_zone), secret_key=settings.secret_key, clock=clock)
 
 
 def callback_tls(settings: Settings) -> ssl.SSLContext:
@@ -145,7 +147,7 @@ class Server:
         settings = self.settings
         self.store = open_store(settings, self._clock)
         exits.push_async_callback(self.store.close)
-        self.store.lock()
+        await claim(self.store)
         self.transport = await exits.enter_async_context(make_transport(settings))
         self.dispatcher = Dispatcher(
             self.transport,
@@ -161,8 +163,20 @@ class Server:
         exits.callback(self.dispatcher.stop)
         patience = Patience(answered=settings.stale_answered, unanswered=settings.stale_unanswered)
         mask = (lambda number: number) if settings.log_numbers else mask_number
-        self.intake = Intake(self.store, self.dispatcher.offer, clock=self._clock, mask=mask, patience=patience)
         self.directory = Directory(self.store)
+        self.tracing = Tracing(settings.country, self._active_lines)
+        self.intake = Intake(
+            self.store,
+            self.dispatcher.offer,
+            clock=self._clock,
+            mask=mask,
+            patience=patience,
+            observer=self.tracing.onlooker,
+        )
+        self._vocabulary = Vocabulary(STATUS_WORDS, PARTY_WORDS, DIRECTION_WORDS)
+        self.ingest = Ingest(self.intake, self._clock, self._vocabulary)
+        self.posters: dict[str, HttpWatch] = {}
+        self.directory.follow(partial(self._apply_posters, patience))
         self.directory.follow(self._apply_lines)
         self.directory.follow(self.dispatcher.apply)
         self._add_sources(patience)
@@ -212,8 +226,23 @@ class Server:
         self.intake.add(watch)
         self.links.append(esl_link(source, watch, clock=self._clock, on_news=self.intake.notice, is_full=self.intake.is_full))
 
+    def _apply_posters(self, patience: Patience, registry: Registry) -> None:
+        """Whoever may post has a watch. It outlives the credential, for its calls go on until they end or are stale."""
+        for name in registry.intakes:
+            source = SOURCE_PREFIX + name
+            if source not in self.posters:
+                gone = self.intake.watch(source)
+                lines, tracker = LineBook(self.settings.country), None if gone is None else gone.tracker
+                watch = HttpWatch(source, lines, patience, vocabulary=self._vocabulary, tracker=tracker)
+                self.posters[source] = watch
+                self.intake.add(watch)
+        self.ingest.apply((credential, self.posters[SOURCE_PREFIX + name]) for name, credential in registry.intakes.items())
+
     def _apply_lines(self, registry: Registry) -> None:
         self.intake.apply(LineBook.of(registry.active_lines(), self.settings.country))
+
+    def _active_lines(self) -> Iterable[Line]:
+        return self.directory.registry.active_lines()
 
     def _is_parked(self, callback_id: int) -> bool:
         return self.dispatcher.health_of(callback_id) in PARKED
@@ -222,8 +251,9 @@ class Server:
 
     async def _open_http(self, exits: contextlib.AsyncExitStack) -> None:
         settings = self.settings
+        token_key = await self.store.token_key()
         self._access = Access(
-            await self.store.token_key(),
+            token_key,
             self.directory.current,
             self._clock,
             lifetime=settings.token_lifetime,
@@ -245,7 +275,23 @@ class Server:
         self._http_socket = self._bind_http()
         exits.callback(self._http_socket.close)
         self.http_port = self._http_socket.getsockname()[1]
-        self._http = HttpServer(self._http_config(make_app(api, partial(self._tell_health, health))))
+        routes = operator_routes(Gate(token_key, self._clock), self._condition())
+        app = make_app(api, partial(self._tell_health, health), routes)
+        self._http = HttpServer(self._http_config(beside(self.ingest, app)))
+
+    def _condition(self) -> Condition:
+        return Condition(
+            self.settings,
+            self.store,
+            self.intake,
+            self.dispatcher,
+            self.directory,
+            self.tracing,
+            self.listeners,
+            self.links,
+            self.posters,
+            self._clock,
+        )
 
     def _bind_http(self) -> socket.socket:
         address = self.settings.http
@@ -304,6 +350,7 @@ class Server:
             "hep_packets": sum(listener.counters.packets for listener in self.listeners),
             "hep_refused": sum(listener.counters.refused for listener in self.listeners),
             "hep_dropped": sum(listener.counters.dropped for listener in self.listeners),
+            "http_items": self.ingest.items,
         }
         return problem is None and not is_full, told
 
@@ -360,6 +407,8 @@ class Server:
             await listener.close()
         await asyncio.gather(*links, return_exceptions=True)
         self._http.should_exit = True
+        if not await self.tracing.close():
+            self._http.abort(TRACE_PATH)
         if not await self.intake.stop(_STORE_GRACE):
             self._log.error("server.stopped_early", waiting="statuses")
             intake.cancel()
@@ -411,6 +460,13 @@ class HttpServer(uvicorn.Server):
             for request in list(self.server_state.tasks):
                 request.cancel()
             await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+
+    def abort(self, path: str) -> None:
+        """End the connections that are being answered at this address, whether they are read or not."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete and cycle.scope["path"] == path:
+                connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:

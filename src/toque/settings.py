@@ -15,6 +15,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from toque.callbacks.url import TargetUrl, UrlError, parse_url
@@ -27,13 +28,27 @@ _DEFAULT = "default"
 Network = IPv4Network | IPv6Network
 _HOST = re.compile(r"[A-Za-z0-9_:.%-]{1,253}")
 _PORT = re.compile(r"[0-9]{1,5}")
+_CREDENTIALS = re.compile(r"(?<=//)[^/@]*@")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?", re.ASCII)
 _UNITS_S = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+NATS_PORT = 4222
 AMI_PORT, ESL_PORT = 5038, 8021  # where Asterisk's manager and FreeSWITCH's event socket listen by default
 
 
 class _Unusable(ValueError):  # noqa: N818 - what is wrong with a value; becomes a SettingsError with its name and source
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class NatsServers:
+    """Where the distributed engine is; as text, without the credentials that the setting may have."""
+
+    servers: tuple[str, ...]
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return "nats://" + ",".join(self.servers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +227,36 @@ def _is_host(text: str) -> bool:
         return False
 
 
-def _store(value: Any) -> Path:
+def _store(value: Any) -> Path | NatsServers:
     text = _text(value)
     if text.startswith("nats:"):
-        raise _Unusable("the distributed engine nats:// is not in this version; use sqlite:///path")
+        return _nats(text)
     path = text.removeprefix("sqlite:")
     if path.startswith("///"):
         path = path[2:]
     # ":memory:" would be another database for each connection.
     if path != text and path and path.isprintable() and not path.startswith(("//", ":")) and not path.endswith("/"):
         return Path(path)
-    raise _Unusable("must be sqlite:///absolute/path or sqlite:relative/path")
+    raise _Unusable("must be sqlite:///absolute/path, sqlite:relative/path or nats://host:port,host:port")
+
+
+def _nats(text: str) -> NatsServers:
+    access, at, places = text.removeprefix("nats:").removeprefix("//").rpartition("@")
+    user, _, password = access.partition(":")
+    try:
+        servers = tuple(str(_switch(NATS_PORT)(place)) for place in places.split(","))
+    except _Unusable:
+        servers = ()
+    if not servers or not text.startswith("nats://") or (at and not (user and password)):
+        raise _Unusable("must be nats://host:port, with commas between servers; credentials are user:password@ in front of them")
+    return NatsServers(servers, unquote(user) if at else None, unquote(password) if at else None)
+
+
+def _prefix(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch("[A-Za-z0-9_-]{1,40}", text):
+        raise _Unusable("must be 1 to 40 letters, digits, - or _")
+    return text
 
 
 def _zone(value: Any) -> ZoneInfo:
@@ -301,7 +335,9 @@ def _row(
 class Settings:
     """Every setting, read and checked."""
 
-    store: Path = _row(_store, "sqlite:toque.db", "where everything is kept: sqlite:///absolute/path or sqlite:relative/path")
+    store: Path | NatsServers = _row(
+        _store, "sqlite:toque.db", "where everything is kept: sqlite:///absolute/path, sqlite:relative/path or nats://host:port,…"
+    )
     http: Address = _row(_address, "127.0.0.1:8080", "address and port of the API")
     hep: Address = _row(_address, "127.0.0.1:9060", "address and port for HEP (UDP and TCP), where no [[sources]] are given")
     hep_key: bytes | None = _row(_key, None, "the key that HEP packets must carry", is_secret=True)
@@ -340,6 +376,17 @@ class Settings:
     log_format: str = _row(_one_of("human", "json"), "human", "human or json")
     log_level: str = _row(_one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error")
     log_numbers: bool = _row(_flag, False, "true shows whole telephone numbers in the log")
+    nats_prefix: str = _row(_prefix, "toque", "the beginning of the names of toque's streams on the engine nats://")
+    nats_replicas: int | None = _row(_whole(1, 5), None, "copies of each stream; without it 3 on a cluster, 1 on a single server")
+    nats_user: str | None = _row(_word, None, "the user name for the engine")
+    nats_password: str | None = _row(_word, None, "its password", is_secret=True)
+    nats_nkey_file: Path | None = _row(_file, None, "a file with the nkey seed for the engine")
+    nats_credentials_file: Path | None = _row(_file, None, "a .creds file for the engine")
+    nats_tls: bool = _row(_flag, False, "true speaks TLS with the engine's servers")
+    nats_ca_file: Path | None = _row(_file, None, "further certificate authorities (PEM) that the engine's servers may have")
+    nats_certificate: Path | None = _row(_file, None, "our certificate (PEM), where the engine asks for one")
+    nats_key: Path | None = _row(_file, None, "private key (PEM) of that certificate")
+    nats_reconnect_wait: timedelta = _row(_span(0.05, 60), "500ms", "the pause before a server of the engine is tried again")
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Where each setting came from, by its name."""
 
@@ -383,7 +430,8 @@ def _read(name: str, value: Any, source: str) -> Any:
         return option.read(value)
     except _Unusable as error:
         # What has no flag is a secret or holds some.
-        shown = f"{value!r} " if option.has_flag and isinstance(value, str | int | float) else ""
+        hidden = _CREDENTIALS.sub("***@", value) if isinstance(value, str) else value
+        shown = f"{hidden!r} " if option.has_flag and isinstance(value, str | int | float) else ""
         raise SettingsError(name, source, f"{shown}{error}") from None
 
 
@@ -445,7 +493,6 @@ _SOURCE_KINDS: Mapping[str, Mapping[str, _Key]] = {
         "tenant_variable": _Key(_word, "domain_name", is_required=False),
     },
 }
-_SOURCE_KEYS = tuple(_SOURCE_KINDS["hep"])
 
 
 def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]) -> tuple[Source, ...]:
@@ -526,6 +573,7 @@ def _check_open(source: HepSource, name: str, origin: str, *, keys: str) -> None
 
 
 def _check_together(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]) -> None:
-    for one, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+    pairs = [("tls_certificate", "tls_key"), ("nats_certificate", "nats_key")]
+    for one, other in [*pairs, *((two, first) for first, two in pairs)]:
         if values[one] is not None and values[other] is None:
             raise SettingsError(one, given[one][1], f"needs {other} as well")

@@ -22,8 +22,8 @@ LIMIT_S = 120
 SHORT = {
     "deliver": ("--seconds", "0.5", "--rounds", "1", "--callbacks", "10", "--tls"),
     "latency": ("--seconds", "1", "--rate", "200", "--callbacks", "10"),
-    "intake": ("--rounds", "1"),
-    "isolation": ("--seconds", "0.5", "--rounds", "1", "--callbacks", "10"),
+    "intake": ("--seconds", "0.5", "--rounds", "1"),
+    "isolation": ("--seconds", "2", "--rounds", "1", "--callbacks", "10"),
     "backlog": ("--seconds", "0.2", "--deliveries", "250", "--callbacks", "5"),
 }
 

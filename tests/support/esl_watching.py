@@ -115,17 +115,21 @@ class EslWatcher:
         self.watch.resync([dump for dump in dumps if dump is not None], self.now)
         self.ledger.append(self.watch)
 
-    def restart(self) -> None:
-        """Lose all that was not stored, go on with what was, and ask what is alive."""
+    def forget(self) -> None:
+        """Lose all that was not stored, and go on with what was."""
         self.ledger.append(self.watch)
         self.watch = self._new()
         for state in self.ledger.states.values():
             self.watch.restore(state, self.now)
+
+    def restart(self) -> None:
+        """The same, and ask what is alive."""
+        self.forget()
         self.reconnect()
 
     def pass_until(self, now: datetime) -> None:
         """Let time pass, doing what is due when it is due."""
-        while (due := self.watch.tracker.next_due()) is not None and due <= now:
+        while (due := self.watch.next_due()) is not None and due <= now:
             self.watch.tick(due)
             self.ledger.append(self.watch)
         self.now = max(now, self.now or now)

@@ -61,6 +61,7 @@ class StoreDouble:
         self.reads: list[tuple[int, int, int]] = []  # callback, after, limit
         self.history: list[Told] = []
         self.disabled: list[tuple[int, str]] = []
+        self.version = 1  # of the registry, once a callback was disabled
         self.healths: list[tuple[int, KeptHealth]] = []
         self.removed: set[int] = set()
         self.state: dict[Key, DeliveryState] = {}
@@ -115,10 +116,11 @@ class StoreDouble:
         for settlement in others:
             self._settle_other(settlement)
 
-    async def disable_callback(self, callback_id: int, reason: str) -> None:
+    async def disable_callback(self, callback_id: int, reason: str) -> int:
         await self._write()
         self.disabled.append((callback_id, reason))
         self.kill(callback_id)
+        return self.version
 
     async def keep_health(self, callback_id: int, health: KeptHealth) -> None:
         await self._write()

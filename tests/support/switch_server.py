@@ -7,8 +7,8 @@
         assert switch.is_done.wait(PATIENCE_S)
 
 What a switch answers is made from the events up to where it is. A cut ends the connection, and so many events happen while nobody
-listens; then nothing happens until the client has asked what is alive. After the last event the connection is ended once more; the switch is done when a client has come back and has been told
-what is alive.
+listens; after that they go on as soon as a client wants them, also while it asks what is alive. After the last event the connection
+is ended once more; the switch is done when a client has come back and has been told what is alive.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import re
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,11 +34,12 @@ from tests.support.ami_recordings import ChannelList, Recording
 from tests.support.esl_watching import Event, Switch, events_of, moment_of, recorded_bytes
 
 from toque.calls.ami_wire import AmiMessage, parse_block
+from toque.calls.esl_watch import EVENTS
 
 HOST = "127.0.0.1"
 PATIENCE_S = 60.0
-ACCEPT_POLL_S = 0.005
-QUIET_S = 1.0  # after the list, for what is asked by name; calls move at people's pace
+PIECES = (7, 100, 1460, 65_536)
+PAUSES = (0, 0, 0, 1, 5)  # turns of the loop between two events: what is asked is answered between any two of them
 PASSWORD = "uma senha boa"
 USERNAME = "toque"
 CHALLENGE = "847362514"
@@ -70,9 +72,8 @@ class SwitchServer:
         self._listens = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._done: asyncio.Event
-        self._listening: list[asyncio.Task[None]] = []
+        self._listening: list[socket.socket] = []
         self._talks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="switches")
 
     def __enter__(self) -> Self:
@@ -89,44 +90,50 @@ class SwitchServer:
         return asyncio.run_coroutine_threadsafe(self._open(switch), self._loop).result()
 
     async def _open(self, switch: PlayedSwitch) -> int:
-        listening = socket.create_server((HOST, 0))
+        listening = socket.create_server((HOST, 0), backlog=8)
         listening.setblocking(False)
-        self._listening.append(asyncio.create_task(self._listen(switch, listening)))
+        self._listening.append(listening)
+        self._loop.add_reader(listening, self._accept, switch, listening)
         return int(listening.getsockname()[1])
 
-    async def _listen(self, switch: PlayedSwitch, listening: socket.socket) -> None:
+    def _accept(self, switch: PlayedSwitch, listening: socket.socket) -> None:
         """Unlike asyncio's servers, it loses nobody who is just being accepted when it ends."""
-        with listening:
-            while not self._done.is_set():
-                try:
-                    accepted, _ = listening.accept()
-                except BlockingIOError:
-                    await asyncio.sleep(ACCEPT_POLL_S)
-                    continue
-                reader, writer = await asyncio.open_connection(sock=accepted)
-                self._writers.append(writer)
-                talk = asyncio.create_task(switch.serve(reader, writer))
-                self._talks.add(talk)
-                talk.add_done_callback(self._talks.discard)
+        with contextlib.suppress(BlockingIOError):
+            accepted, _ = listening.accept()
+            talk = asyncio.create_task(self._talk(switch, accepted))
+            self._talks.add(talk)
+            talk.add_done_callback(self._talks.discard)
+            talk.add_done_callback(lambda _: accepted.close())  # also if it was cancelled before it began
+
+    async def _talk(self, switch: PlayedSwitch, accepted: socket.socket) -> None:
+        with accepted:
+            reader, writer = await asyncio.open_connection(sock=accepted)
+            try:
+                await switch.serve(reader, writer)
+                await writer.wait_closed()
+            finally:
+                writer.transport.abort()
 
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         self._listens.set()
         await self._done.wait()
-        await asyncio.gather(*self._listening)
+        for listening in self._listening:
+            self._loop.remove_reader(listening)
+            listening.close()
         for talk in list(self._talks):
             talk.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
-        for writer in self._writers:
-            writer.transport.abort()
         await asyncio.sleep(0)
 
 
 class PlayedSwitch:
     """One switch and the events of its recording. Subclasses know what is spoken."""
 
-    def __init__(self, events: int, cuts: Iterable[Cut] = (), seed: str = "") -> None:
+    def __init__(self, events: int, cuts: Iterable[Cut] = (), seed: str = "", pieces: Sequence[int] = PIECES) -> None:
+        """Bytes are sent in `pieces` of these sizes."""
         self.events = events
+        self.pieces = pieces
         self.position = 0
         self.connections = 0
         self.commands: list[str] = []
@@ -136,7 +143,6 @@ class PlayedSwitch:
         self._cuts = deque([*sorted(cuts, key=lambda cut: cut.after), Cut(events)])
         self._writing = asyncio.Lock()
         self._ended: set[asyncio.StreamWriter] = set()
-        self._missed = False  # since the last connection
         self._has_asked = asyncio.Event()
 
     # What subclasses know
@@ -190,10 +196,6 @@ class PlayedSwitch:
 
     async def _play(self, writer: asyncio.StreamWriter) -> None:
         """Send what happens from now on, up to the next cut."""
-        if self._missed:
-            self._missed = False
-            await self._has_asked.wait()
-            await asyncio.sleep(QUIET_S)
         while self._cuts:
             cut = self._cuts[0]
             if self.position >= min(cut.after, self.events):
@@ -205,12 +207,12 @@ class PlayedSwitch:
             async with self._writing:
                 await self._write(self.bytes_of(self.position), writer)
                 self._pass()
-            await asyncio.sleep(0)
+            for _ in range(self._chance.choice(PAUSES)):
+                await asyncio.sleep(0)
 
     async def _cut(self, cut: Cut, writer: asyncio.StreamWriter) -> None:
         async with self._writing:
             self._has_asked.clear()
-            self._missed = cut.is_half or cut.lost > 0
             if cut.is_half and self.position < self.events:
                 event = self.bytes_of(self.position)
                 writer.write(event[: self._chance.randrange(1, len(event))])
@@ -222,14 +224,14 @@ class PlayedSwitch:
             if self.position >= self.events:
                 self.end()
             self._ended.add(writer)
-            if self._missed:
+            if cut.is_half or cut.lost:
                 writer.close()
             elif writer.can_write_eof() and not writer.is_closing():
                 writer.write_eof()  # a socket that is closed with something unread in it takes back what was sent
 
     async def _write(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         while data:
-            size = self._chance.choice((7, 100, 1460, 65_536))
+            size = self._chance.choice(self.pieces)
             writer.write(data[:size])
             data = data[size:]
             await writer.drain()
@@ -252,9 +254,17 @@ class EslSwitch(PlayedSwitch):
     greeting = b"Content-Type: auth/request\n\n"
     separator = b"\n\n"
 
-    def __init__(self, folder: Path | None = None, *, cuts: Iterable[Cut] = (), seed: str = "", dies: bool = False) -> None:
-        self.recorded: list[Event] = events_of(recorded_bytes(folder)) if folder is not None else []
-        super().__init__(len(self.recorded), cuts, seed)
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        cuts: Iterable[Cut] = (),
+        seed: str = "",
+        dies: bool = False,
+        pieces: Sequence[int] = PIECES,
+    ) -> None:
+        self.recorded = subscribed(folder) if folder is not None else []
+        super().__init__(len(self.recorded), cuts, seed, pieces)
         self.dies = dies
         self.state = Switch()
         self._to_dump = 0
@@ -290,6 +300,12 @@ class EslSwitch(PlayedSwitch):
                 return _reply("-ERR command not found"), ""
 
 
+@cache
+def subscribed(folder: Path) -> list[Event]:
+    """What a client that asks for what toque asks for is sent."""
+    return [event for event in events_of(recorded_bytes(folder)) if event["Event-Name"] in EVENTS]
+
+
 def _reply(text: str) -> bytes:
     return f"Content-Type: command/reply\nReply-Text: {text}\n\n".encode()
 
@@ -309,11 +325,17 @@ class AmiSwitch(PlayedSwitch):
     separator = b"\r\n\r\n"
 
     def __init__(
-        self, recording: Recording | None = None, *, cuts: Iterable[Cut] = (), seed: str = "", dies: bool = False
+        self,
+        recording: Recording | None = None,
+        *,
+        cuts: Iterable[Cut] = (),
+        seed: str = "",
+        dies: bool = False,
+        pieces: Sequence[int] = PIECES,
     ) -> None:
         blocks = [] if recording is None else recording.blocks()
         self.recorded = [(at, block) for at, block in blocks if _is_sent(block)]
-        super().__init__(len(self.recorded), cuts, seed)
+        super().__init__(len(self.recorded), cuts, seed, pieces)
         self.dies = dies
         self.knows_challenge = True
         self.may_list = True

@@ -71,8 +71,8 @@ class Commands:
         """Register a URL as the API does."""
         import asyncio
 
-        from toque.server import open_store
         from toque.settings import load_settings
+        from toque.store.opening import open_store
 
         async def work() -> str:
             store = open_store(load_settings(None, {"TOQUE_STORE": f"sqlite://{self.store}"}, {}))
@@ -460,11 +460,14 @@ def test_every_command_explains_itself(run: Commands):
     assert found == {
         ("serve",),
         ("demo",),
+        ("doctor",),
+        ("trace",),
         *(("client", word) for word in ("add", "list", "rotate", "disable", "remove")),
         *(("line", word) for word in ("add", "list", "remove")),
+        *(("intake", word) for word in ("add", "list", "rotate", "remove")),
         *(("callback", word) for word in ("list", "disable", "enable", "dead", "test", "rotate")),
         *(("replay", word) for word in ("list", "cancel")),
-        *(("bench", word) for word in ("deliver", "latency", "isolation", "backlog", "intake")),
+        *(("bench", word) for word in ("deliver", "latency", "isolation", "backlog", "intake", "ami")),
     }
     for words in found:
         done = run(*words, "--help")

@@ -34,7 +34,7 @@ from toque.calls.model import Cause, Status
 from toque.cli import app
 from toque.receiver import parse_body
 from toque.sending.transport import MAX_BODY_BYTES as MAX_ANSWER_BYTES
-from toque.settings import _SOURCE_KEYS, ENVIRONMENT_PREFIX, OPTIONS, flag_of, load_settings
+from toque.settings import _SOURCE_KINDS, AMI_PORT, ENVIRONMENT_PREFIX, ESL_PORT, OPTIONS, flag_of, load_settings
 from toque.sources.recording import read_recording
 from toque.web.connection import MAX_HEAD_BYTES
 from toque.web.directcall import METHODS
@@ -171,8 +171,26 @@ def test_the_settings_table_is_the_codes() -> None:
         assert told[name] == (shown, ENVIRONMENT_PREFIX + name.upper(), flag)
 
 
-def test_the_keys_of_a_source_are_documented() -> None:
-    assert [bare(row[0]) for row in tables(section(OPERATION, "Sources"))[0]] == list(_SOURCE_KEYS)
+@pytest.mark.parametrize(
+    ("kind", "heading"), [("hep", "HEP"), ("ami", "Asterisk by its manager interface"), ("esl", "FreeSWITCH by its event socket")]
+)
+def test_the_keys_of_a_source_are_documented(kind: str, heading: str) -> None:
+    keys = _SOURCE_KINDS[kind]
+    told = {bare(key): bare(default) for key, default, _ in tables(section(OPERATION, heading))[0]}
+    assert list(told) == list(keys)
+    for name, key in keys.items():
+        assert (told[name] == "must be given") == key.is_required, name
+        if isinstance(key.default, bool):
+            assert told[name] == str(key.default).lower()
+        elif isinstance(key.default, str) and not key.is_required:
+            assert told[name] == (key.default or "none"), name
+
+
+def test_every_kind_of_source_has_its_keys_documented() -> None:
+    assert set(_SOURCE_KINDS) == {"hep", "ami", "esl"}
+    for kind, port in {"ami": AMI_PORT, "esl": ESL_PORT}.items():
+        (said,) = re.findall(rf'kind = "{kind}".*?port (\d+) if none is written', OPERATION, re.DOTALL)
+        assert int(said) == port
 
 
 @pytest.mark.parametrize("example", examples("toml"))
@@ -282,8 +300,9 @@ def test_the_limits_are_documented() -> None:
 
 
 def test_every_example_is_linked() -> None:
+    intake = (ROOT / "docs/intake.md").read_text(encoding="utf-8")
     files = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
-    assert {name for name in files if f"(../examples/{name})" not in API} == set()
+    assert {name for name in files if f"(../examples/{name})" not in API + intake} == set()
 
 
 # The status callback

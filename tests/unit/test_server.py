@@ -41,8 +41,9 @@ from toque.intake import Intake
 from toque.receiver import CallStatus, Receiver, parse_body
 from toque.sending.dispatcher import Dispatcher
 from toque.sending.settling import Settling
-from toque.server import Server, open_store, running, serve
+from toque.server import Server, running, serve
 from toque.settings import Settings, load_settings
+from toque.store.opening import open_store
 from toque.store.sqlite import SqliteStore
 from toque.web.access import hash_secret
 
@@ -821,4 +822,5 @@ async def test_health_counts(tmp_path: Path) -> None:
             "hep_packets": len(packets) + 1,
             "hep_refused": 1,
             "hep_dropped": 0,
+            "http_items": 0,
         }

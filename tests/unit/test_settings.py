@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toque.errors import SettingsError
-from toque.settings import OPTIONS, Address, AmiSource, EslSource, HepSource, Settings, flag_of, load_settings
+from toque.settings import OPTIONS, Address, AmiSource, EslSource, HepSource, NatsServers, Settings, flag_of, load_settings
 
 KEY = "uma chave bem comprida"
 Load = Callable[..., Settings]
@@ -85,6 +85,8 @@ def test_the_defaults(load: Load):
         ("store", "sqlite:///var/lib/toque/toque.db", Path("/var/lib/toque/toque.db")),
         ("store", "sqlite:/var/lib/toque.db", Path("/var/lib/toque.db")),
         ("store", "sqlite:pasta/ção.db", Path("pasta/ção.db")),
+        ("store", "nats://a,b:4223,[::1]", NatsServers(("a:4222", "b:4223", "[::1]:4222"))),
+        ("store", "nats://u:p%40:x@a", NatsServers(("a:4222",), "u", "p@:x")),
         ("http", "127.0.0.1:8080", Address("127.0.0.1", 8080)),
         ("http", "0.0.0.0:0", Address("0.0.0.0", 0)),
         ("http", "[::1]:80", Address("::1", 80)),
@@ -129,7 +131,10 @@ def test_a_value_that_can_be_used(load: Load, name: str, given: Any, value: Any)
             for given in ("toque.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x", "sqlite:pasta/", "postgres://x")
         ),
         *(("store", given, "sqlite:///absolute/path") for given in ("sqlite::memory:", "sqlite:a\0b", "sqlite:////x", "SQLITE:x")),
-        ("store", "nats://a,b", "not in this version"),
+        *(
+            ("store", given, "must be nats://")
+            for given in ("nats:a", "nats://", "nats://a,,b", "nats://a:0", "nats://a:x", "nats://a/b")
+        ),
         ("store", 5, "must be a text"),
         ("store", "", "must be a text"),
         *(
@@ -251,8 +256,16 @@ def test_secrets_are_read_from_file_and_environment(load: Load):
 
 
 def test_secrets_have_no_flag():
-    assert [name for name, option in OPTIONS.items() if option.is_secret] == ["hep_key", "proxy", "secret_key"]
+    assert [name for name, option in OPTIONS.items() if option.is_secret] == ["hep_key", "proxy", "secret_key", "nats_password"]
     assert not any(option.has_flag for option in OPTIONS.values() if option.is_secret)
+
+
+@pytest.mark.parametrize("given", ["nats://senha@a", "nats://:senha@a", "nats://user:senha@a:x", "nats://user:senha@"])
+def test_the_engines_credentials_are_shown_nowhere(load: Load, given: str):
+    assert "senha" not in refusal(load, store=given)
+    servers = load(store="nats://user:senha@a,b").store
+    assert "senha" not in f"{servers} {servers!r}"
+    assert str(servers) == "nats://a:4222,b:4222"
 
 
 def test_secrets_are_in_no_error(load: Load):

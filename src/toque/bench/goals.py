@@ -13,5 +13,10 @@ GOALS: dict[str, dict[str, str]] = {
         "missing": "0",
         "disordered": "0",
     },
-    "intake": {"messages_per_s": "≥ 30,000"},
+    "ami": {"lost": "0", "wrong": "0", "connections": "1"},
+    "intake": {
+        "messages_per_s": "≥ 30,000",
+        "http_batch_statuses_per_s": "≥ 60,000",
+        "http_single_requests_per_s": "≥ 10,000",
+    },
 }

@@ -52,6 +52,7 @@ class Channel:
     is_guest: bool = False  # it came from another call
     is_caller_side: bool = False
     must_confirm: bool = False  # who answers has to press a key first
+    is_agent: bool = False  # a queue calls it: that this one refuses is no end
     has_legs: bool = False  # of an inner channel: somebody was called through it
     rang: bool = False
     answered_at: datetime | None = None
@@ -74,6 +75,8 @@ class EslCall:
     hints: tuple[str, ...] = ()
     is_from_trunk: bool = False
     is_stub: bool = False  # only known from a leg of it
+    is_untold: bool = False  # it may turn out to be the pickup of another call, and so none of its own
+    picked_up_at: datetime | None = None  # by the switch, while it was untold
     is_answered: bool = False
     is_over: bool = False
     has_gap: bool = False  # events of it may have been missed
@@ -88,7 +91,7 @@ class EslCall:
         """Whether this is the caller's own leg: the first channel, or the telephone behind it where that one is an inner one."""
         if channel.uuid == self.root:
             return True
-        return self.origin is Origin.CLICK and self.caller.is_inner and channel.is_caller_side and not channel.is_guest
+        return self.origin is not Origin.INCOMING and self.caller.is_inner and channel.is_caller_side and not channel.is_guest
 
     def own(self) -> Iterator[Channel]:
         """The caller's own legs."""
@@ -159,15 +162,18 @@ class EslCall:
         if not enders:
             return self._silent_ender(ends)
         *_, last = max(enders)
-        return Party.CALLER if last.is_caller_side else Party.CALLEE
+        return self._party(last)
 
-    @staticmethod
-    def _silent_ender(ends: list[tuple[Ending, Channel]]) -> Party:
+    def _party(self, channel: Channel) -> Party:
+        """Where the far end was called first, that one is on the side on which callers are otherwise."""
+        return Party.CALLER if channel.is_caller_side is not (self.origin is Origin.DIALLER) else Party.CALLEE
+
+    def _silent_ender(self, ends: list[tuple[Ending, Channel]]) -> Party:
         """Where channels do not say who hung up, the one that ended first did, if it ended as calls do."""
         first = min(ends, key=lambda end: end[0].at, default=None)
         if first is None or not first[0].is_silent or first[0].name not in ("NORMAL_CLEARING", "SUCCESS"):
             return Party.NETWORK
-        return Party.CALLER if first[1].is_caller_side else Party.CALLEE
+        return self._party(first[1])
 
     def trim(self) -> list[str]:
         """Forget the channels that ended first, where there are too many; gives their names."""

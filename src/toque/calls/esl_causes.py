@@ -30,10 +30,17 @@ _WORDS: Mapping[str, Status] = {
     "DECLINE": Status.REJECTED,
     "UNWANTED": Status.REJECTED,
     "REJECT_ALL": Status.REJECTED,
-    "NO_ROUTE_DESTINATION": Status.INVALID_NUMBER,  # no dialplan matched; the caller is told 404
     "DOES_NOT_EXIST_ANYWHERE": Status.INVALID_NUMBER,
     "USER_NOT_REGISTERED": Status.UNREACHABLE,
+    "SUBSCRIBER_ABSENT": Status.UNREACHABLE,
+    "DESTINATION_OUT_OF_ORDER": Status.UNREACHABLE,
+    # Of a caller's own channel only: a redirection that nobody followed, a call that another one made superfluous.
+    "REDIRECTION_TO_NEW_DESTINATION": Status.INVALID_NUMBER,
+    "LOSE_RACE": Status.CANCELLED,
+    "PICKED_OFF": Status.CANCELLED,
 }
+# The same, where no far end sent a code: no dialplan matched; the caller is told 404.
+_WORDS_OF_OUR_OWN: Mapping[str, Status] = {"NO_ROUTE_DESTINATION": Status.INVALID_NUMBER}
 
 # The switch stopped calling after the time it was given.
 _RING_TIME_OVER = frozenset({"NO_ANSWER", "ALLOTTED_TIMEOUT", "PROGRESS_TIMEOUT"})
@@ -45,14 +52,17 @@ GONE = frozenset({"LOSE_RACE", "PICKED_OFF", "BOWOUT", "BLIND_TRANSFER", "ATTEND
 BY_SWITCH = frozenset({"MANAGER_REQUEST", "SYSTEM_SHUTDOWN", "CRASH", "MEDIA_TIMEOUT", "ALLOTTED_TIMEOUT", "SRTP_READ_ERROR"})
 
 _HUNG_UP_ITSELF = frozenset({"recv_bye", "recv_cancel"})
+_CALLED_OFF = frozenset({"NORMAL_CLEARING", "ORIGINATOR_CANCEL"})
 _MOVED = frozenset({"BLIND_TRANSFER", "ATTENDED_TRANSFER"})
-_WRAPPERS = frozenset({"", "NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "SUCCESS"})  # say nothing about why nobody answered
+# These say nothing about why nobody answered; the last three are what a caller's channel says while an attempt is made.
+WRAPPERS = frozenset({"", "NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "SUCCESS", "failure", "call accepted"})
 
 
 def leg_cause(event: EslEvent) -> Cause:
     """Why a called leg ended, by its last event."""
     name = event.hangup_cause
-    sip = None if is_stopped(event) else _sip_of(event.variable("proto_specific_hangup_cause"), event.variable("sip_term_status"))
+    codes = ("proto_specific_hangup_cause", "sip_term_status", "sip_invite_failure_status")
+    sip = None if is_stopped(event) else _sip_of(*map(event.variable, codes))
     return _cause(event, name, sip)
 
 
@@ -75,38 +85,55 @@ def end_cause(event: EslEvent) -> Cause:
 def cause_name(event: EslEvent) -> str:
     """The word of the caller's leg, or of the last attempt made for it."""
     names = (event.hangup_cause, event.variable("originate_disposition"), event.variable("last_bridge_hangup_cause"))
-    return next((name for name in names if name not in _WRAPPERS), event.hangup_cause)
+    return next((name for name in names if name not in WRAPPERS), event.hangup_cause)
 
 
-def word_of(name: str, *, rang: bool) -> Status | None:
+def word_of(name: str, cause: Cause, *, rang: bool) -> Status | None:
     """The end that a cause stands for by itself; None where codes decide."""
     if name in _RING_TIME_OVER:
-        return Status.NO_ANSWER if rang else None
-    return _WORDS.get(name)
+        return Status.NO_ANSWER if rang else Status.UNREACHABLE
+    return _WORDS.get(name) or (_WORDS_OF_OUR_OWN.get(name) if cause.sip is None else None)
 
 
 def is_stopped(event: EslEvent) -> bool:
     """Whether the switch stopped calling this leg."""
-    return event.variable("sip_hangup_disposition") == "send_cancel" or event.hangup_cause in _RING_TIME_OVER - {"NO_ANSWER"}
+    return _disposition(event) == "send_cancel" or event.hangup_cause in _RING_TIME_OVER - {"NO_ANSWER"}
 
 
 def has_hung_up(event: EslEvent) -> bool:
     """Whether this party itself hung up or cancelled."""
     if event.hangup_cause in BY_SWITCH or has_moved(event):
         return False
+    if _is_called_off(event):
+        return True
     if is_silent(event):
         return not event.is_called and "ORIGINATOR_CANCEL" in (event.hangup_cause, event.variable("originate_disposition"))
-    return event.variable("sip_hangup_disposition") in _HUNG_UP_ITSELF
+    return _disposition(event) in _HUNG_UP_ITSELF
+
+
+def _is_called_off(event: EslEvent) -> bool:
+    """Whether a call that the switch began was called off by whoever had asked for it."""
+    is_first = event.is_called and not event.originator
+    return is_first and not event.is_answered and event.hangup_cause in _CALLED_OFF and _disposition(event) == "send_cancel"
 
 
 def is_silent(event: EslEvent) -> bool:
     """Whether this party's technology does not say who hung up; SIP's does."""
-    return not event.variable("sip_hangup_disposition")
+    return not _disposition(event)
+
+
+def _disposition(event: EslEvent) -> str:
+    return event.variable("sip_hangup_disposition")
 
 
 def has_moved(event: EslEvent) -> bool:
     """Whether this party left by transferring the call."""
     return event.variable("endpoint_disposition") in _MOVED or event.hangup_cause in _MOVED
+
+
+def is_transferring(event: EslEvent) -> bool:
+    """Whether this party dialled a code to consult somebody; who hangs up then leaves the other two together."""
+    return event.application.partition(" ")[0] == "att_xfer"
 
 
 def _cause(event: EslEvent, name: str, sip: int | None) -> Cause:
@@ -116,13 +143,14 @@ def _cause(event: EslEvent, name: str, sip: int | None) -> Cause:
 
 
 def _q850_of(event: EslEvent, name: str) -> int | None:
-    """The Q.850 value, where it is one and belongs to this cause."""
+    """The Q.850 value, where it is one and belongs to this cause; for causes of its own, the switch says 16."""
     if name in OWN_CAUSES:
         return None
     if name != event.hangup_cause:
         return _Q850.get(name)
     text = event.variable("hangup_cause_q850")
-    return int(text) if text.isascii() and text.isdecimal() and 0 < int(text[:4]) <= 127 else None
+    value = int(text[:4]) if text.isascii() and text.isdecimal() else 0
+    return value if 0 < value <= 127 and (value != 16 or name in WRAPPERS) else _Q850.get(name)
 
 
 def _sip_of(*texts: str) -> int | None:

@@ -13,13 +13,13 @@ _MOST_MICROSECONDS = 4_102_444_800_000_000  # the year 2100: nothing a working c
 _MAX_CHARACTERS = 256  # of a number, a name or a UUID; longer ones are made to fill our memory
 
 # Channels by which the switch calls itself: one end goes through the dialplan once more. Nobody is there.
-_INNER = ("loopback/", "pickup/", "error/")
+_INNER = ("loopback/", "pickup/", "error/", "null/")
 
 # A queue's or an enterprise dialling's legs have no originator; these say for whom they are called (mod_callcenter, mod_fifo,
 # switch_ivr_originate.c).
 _CALLED_FOR = ("cc_member_session_uuid", "fifo_bridge_uuid", "ent_originate_aleg_uuid")
 # Legs that some application called and will connect to somebody; until then it is not known to whom.
-_HELD_FOR_LATER = ("cc_side", "cc_agent", "fifo_outbound_uuid", "fifo_name", "fifo_originate_uuid")
+_HELD_FOR_LATER = ("fifo_outbound_uuid", "fifo_name", "fifo_originate_uuid")
 
 
 class EslEvent:
@@ -83,6 +83,11 @@ class EslEvent:
         return self.text("Channel-Name")
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it tells of its channel what a dump does; a few kinds of events tell less."""
+        return bool(self.uuid) and any(name.startswith("variable_") for name in self.fields)
+
+    @property
     def created_at(self) -> datetime:
         """When the channel began."""
         return self.moment("Caller-Channel-Created-Time") or self.at
@@ -98,9 +103,19 @@ class EslEvent:
         return self.channel_name.startswith(_INNER)
 
     @property
+    def is_for_inner(self) -> bool:
+        """Whether the other channel is one by which the switch calls itself."""
+        return self.text("Other-Leg-Channel-Name").startswith(_INNER)
+
+    @property
     def is_answered(self) -> bool:
         """Whether the channel is or was up."""
         return self.text("Answer-State") == "answered" or self.moment("Caller-Channel-Answered-Time") is not None
+
+    @property
+    def rang_at(self) -> datetime | None:
+        """Since when the channel has been ringing, or was told that the other one does."""
+        return self.moment("Caller-Channel-Progress-Time") or self.moment("Caller-Channel-Progress-Media-Time")
 
     @property
     def application(self) -> str:
@@ -120,18 +135,26 @@ class EslEvent:
     # Who
 
     @property
+    def is_inline(self) -> bool:
+        """Whether the switch made up what to do with the channel: its telephone picks up another one's call by a key."""
+        return not self.is_called and self.text("Caller-Dialplan") == "inline"
+
+    @property
     def destination(self) -> str:
         """The number dialled on this channel; an extension's name where the switch looked one up."""
-        dialled = self.text("Caller-Destination-Number")
+        dialled = _user_of(self.text("Caller-Destination-Number"))
         if self.is_called and not self.gateway:
             return self.variable("dialed_user") or dialled or self.text("Caller-Callee-ID-Number")
-        return dialled
+        return (self.variable("sip_req_user") or dialled) if self.is_inline else dialled
 
     @property
     def first_destination(self) -> str:
         """The number dialled on this channel before it was transferred anywhere."""
-        was_moved = self.text("Caller-RDNIS") and self.variable("transfer_source")
-        return (self.variable("sip_req_user") or self.text("Caller-RDNIS")) if was_moved else self.destination
+        before = self.text("Caller-RDNIS")
+        if not before or not self.variable("transfer_source"):
+            return self.destination
+        asked_for = self.variable("sip_req_user")
+        return before if not asked_for or asked_for.startswith("gw+") else asked_for  # `gw+NAME`: what a gateway registered
 
     @property
     def caller(self) -> str:
@@ -172,7 +195,8 @@ class EslEvent:
     @property
     def is_held_for_later(self) -> bool:
         """Whether an application called this channel for somebody whom it does not name yet."""
-        return any(self.variable(name) for name in _HELD_FOR_LATER)
+        is_agent = self.variable("cc_side") == "agent"  # the one who waits has it as well: `member`
+        return self.is_called and (is_agent or any(self.variable(name) for name in _HELD_FOR_LATER))
 
     @property
     def talked_since(self) -> datetime | None:
@@ -182,12 +206,30 @@ class EslEvent:
         """
         answered_at = self.moment("Caller-Channel-Answered-Time")
         bridged_at = self.moment("Caller-Channel-Bridged-Time")
-        if answered_at is None or (bridged_at is None and not self.variable("bridge_uuid")):
+        if answered_at is None or (bridged_at is None and not self.variable("bridge_uuid")) or self._was_refused_last:
             return None
         return max(answered_at, bridged_at or answered_at)
+
+    @property
+    def bond(self) -> str:
+        """The channel that this one is, or was last, bridged with."""
+        return self.variable("bridge_uuid") or self.variable("signal_bond") or self.text("Other-Leg-Unique-ID")
+
+    @property
+    def _was_refused_last(self) -> bool:
+        """Whether the last one that it was bridged with, for early media, did not answer in the end."""
+        code = self.variable("last_bridge_proto_specific_hangup_cause").removeprefix("sip:")
+        return code[:1] in tuple("3456") and len(code) == 3
 
     @property
     def bridged(self) -> tuple[str, str]:
         """The two channels of a bridge."""
         one = self.text("Bridge-A-Unique-ID") or self.uuid
         return one, self.text("Bridge-B-Unique-ID") or self.text("Other-Leg-Unique-ID")
+
+
+def _user_of(text: str) -> str:
+    """The number of what may be a whole address, such as `sip:1001@192.0.2.7:5060;transport=tcp`."""
+    if "@" not in text and not text.startswith("sip"):
+        return text
+    return text.removeprefix("sips:").removeprefix("sip:").partition("@")[0].partition(";")[0] or text

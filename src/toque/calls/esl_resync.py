@@ -5,16 +5,19 @@ Nothing is concluded from a list alone: the switch writes it late. Each channel 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-from toque.calls.esl_calls import Ending, Origin
+from toque.calls.esl_calls import Channel, Ending
 from toque.calls.esl_event import EslEvent
 from toque.calls.esl_events import EslEvents
 from toque.calls.esl_parties import Parties
 from toque.calls.model import Signal, SignalKind
 
 _ENDS = ("CHANNEL_HANGUP_COMPLETE", "CHANNEL_DESTROY")
+_LAST_WORDS = ("CHANNEL_HANGUP", *_ENDS)
+_BEGINNINGS = ("CHANNEL_CREATE", "CHANNEL_ORIGINATE")
+_RINGS = ("CHANNEL_PROGRESS", "CHANNEL_PROGRESS_MEDIA")
 _MAX_ENDED = 100_000
 _RINGING = (SignalKind.RINGING, SignalKind.CALLER_RINGS)
 
@@ -30,9 +33,8 @@ class EslReader(EslEvents):
 
     def read(self, event: EslEvent) -> Sequence[Signal]:
         """The signals that one event gives; most give none or one."""
-        self._doubted.discard(event.uuid)
-        if self._ended_since is not None and event.name in _ENDS and len(self._ended_since) < _MAX_ENDED:
-            self._ended_since.add(event.uuid)
+        if self._ended_since is not None:
+            self._dispel(event)
         return super().read(event)
 
     def doubt(self, *, is_gap: bool = True) -> None:
@@ -40,6 +42,46 @@ class EslReader(EslEvents):
         self._is_gap, self._ended_since = is_gap, set()
         alive = {channel.uuid for call in self.calls.going_on() for channel in call.channels.values() if channel.end is None}
         self._doubted = alive | set(self._held)
+        if is_gap:  # at once: a call may end before `catch_up`
+            self._note_gap()
+
+    def _note_gap(self) -> None:
+        for call in self.calls.going_on():
+            call.has_gap = True
+
+    def _dispel(self, event: EslEvent) -> None:
+        """While the switch is asked: an event makes its channel sure, and tells of it what a dump would."""
+        if event.name in _ENDS and self._ended_since is not None and len(self._ended_since) < _MAX_ENDED:
+            self._ended_since.add(event.uuid)
+        if not event.is_whole:
+            return
+        is_first = event.uuid in self._doubted or not self._is_known(event.uuid)
+        self._doubted.discard(event.uuid)
+        if self._is_gap and is_first and event.name not in _BEGINNINGS:
+            self._live(event)
+            self._learn_by(event)
+
+    def _is_known(self, uuid: str) -> bool:
+        return uuid in self.calls or uuid in self._held
+
+    def _learn_by(self, event: EslEvent) -> None:
+        """The first event after a gap: what it tells of was missed, but for what it is about itself."""
+        if not self._is_known(event.uuid):
+            if event.name in _LAST_WORDS:
+                return  # it came and went
+            self._appeared(event)
+            self._note_gap()
+        if event.name not in _RINGS:
+            self._learn_ringing(event)
+        if event.name != "CHANNEL_ANSWER":
+            self._learn_answer(event)
+        self._learn_bridge(event, self._is_alive)
+
+    def _is_unanswered(self, channel: Channel) -> bool:
+        return channel.uuid not in self._doubted and super()._is_unanswered(channel)
+
+    def _is_alive(self, uuid: str) -> bool:
+        return any(call.channels[uuid].end is None for call in self.calls.of(uuid))
 
     def to_ask(self, listed: Iterable[str]) -> list[str]:
         """Of which channels a dump is wanted, by the switch's list: those that are new to us, and all in doubt."""
@@ -53,11 +95,13 @@ class EslReader(EslEvents):
         for dump in alive:
             self._live(dump)
         known, uuids = set(self.calls.calls), {dump.uuid for dump in alive}
+        stale = {uuid for uuid in uuids if self._is_known(uuid) and uuid not in self._doubted}  # its events said more since
         self._place_all(alive)
         for dump in alive:
-            self._learn_missed(dump, uuids, known)
-        for call in self.calls.going_on():
-            call.has_gap = call.has_gap or self._is_gap
+            if dump.uuid not in stale:
+                self._learn_missed(dump, uuids, known)
+        if self._is_gap:
+            self._note_gap()
         said = self._with_beginnings(known, self._speech.take())
         never_seen = {call.root for call in self.calls.going_on() if call.is_stub}
         self._miss(sorted((self._doubted | never_seen) - uuids), at)
@@ -79,31 +123,28 @@ class EslReader(EslEvents):
             waiting = later
 
     def _learn_missed(self, dump: EslEvent, alive: set[str], known: set[str]) -> None:
-        rang_at = dump.moment("Caller-Channel-Progress-Time") or dump.moment("Caller-Channel-Progress-Media-Time")
-        if rang_at is not None:
-            self._ring(dump, rang_at)
-            self._caller_heard_ringing(dump.uuid, rang_at)
-        if dump.is_answered:
-            self._answer(dump, dump.moment("Caller-Channel-Answered-Time") or dump.at)
+        self._learn_ringing(dump)
+        self._learn_answer(dump)
         for call in self.calls.of(dump.uuid):
             self._speech.say(call, SignalKind.SEEN, dump.at)
-        self._learn_bridge(dump, alive)
+        self._learn_bridge(dump, alive.__contains__)
         for call in self.calls.of(dump.uuid):
             is_alone = not any(channel.is_called for channel in call.living() if channel.uuid != call.root)
             if call.root == dump.uuid and is_alone and (self._is_gap or call.key not in known):
                 call.has_gap = True
                 self._note_missed_answer(call, dump)
 
-    def _caller_heard_ringing(self, uuid: str, at: datetime) -> None:
-        """The telephone that rang may have ended meanwhile."""
-        for call in self.calls.of(uuid):
-            caller = call.caller
-            if caller.uuid == uuid and call.origin is Origin.INCOMING and not call.is_answered and not call.rang():
-                caller.rang = True
-                self._speech.say(call, SignalKind.RINGING, at)
+    def _learn_ringing(self, event: EslEvent) -> None:
+        if event.rang_at is not None:
+            self._ring(event, event.rang_at)
+            self._caller_heard_ringing(event)
 
-    def _learn_bridge(self, dump: EslEvent, alive: set[str]) -> None:
-        bond = next((uuid for uuid in (dump.variable("signal_bond"), dump.text("Other-Leg-Unique-ID")) if uuid in alive), "")
+    def _learn_answer(self, event: EslEvent) -> None:
+        if event.is_answered:
+            self._answer(event, event.moment("Caller-Channel-Answered-Time") or event.at)
+
+    def _learn_bridge(self, dump: EslEvent, is_alive: Callable[[str], bool]) -> None:
+        bond = next((uuid for uuid in (dump.variable("signal_bond"), dump.text("Other-Leg-Unique-ID")) if is_alive(uuid)), "")
         if bond not in self.calls or dump.moment("Caller-Channel-Bridged-Time") is None:
             return
         if any(call.channels[dump.uuid].peer != bond for call in self.calls.at_home(dump.uuid)):

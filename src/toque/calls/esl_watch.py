@@ -35,6 +35,7 @@ EVENTS = (
     "CHANNEL_DESTROY",
     "CALL_UPDATE",
     "RECORD_START",
+    "PLAYBACK_START",
     "HEARTBEAT",
     "SHUTDOWN",
 )
@@ -74,6 +75,16 @@ class EslWatch(Tracked):
     def resync(self, dumps: Iterable[dict[str, Any]], now: datetime) -> None:
         """Take the dumps of those channels that are alive; what was in doubt and is not among them has ended."""
         self._track(self.reader.catch_up([EslEvent(fields, now) for fields in dumps], now), now)
+
+    def tick(self, now: datetime) -> None:
+        """Do what has become due."""
+        self._track(self.reader.tick(now), now)
+        super().tick(now)
+
+    def next_due(self) -> datetime | None:
+        """When `tick` has something to do at the earliest."""
+        dues = [due for due in (self.reader.next_due(), self.tracker.next_due()) if due is not None]
+        return min(dues, default=None)
 
     def _track(self, signals: Iterable[Signal], now: datetime) -> None:
         for signal in signals:

@@ -73,6 +73,7 @@ STEPS: Mapping[tuple[Phase, SignalKind], Phase] = {
     (Phase.LEAVING, _K.REFUSED): Phase.REFUSED,
     (Phase.LEAVING, _K.VANISHED): Phase.ENDED,
     (Phase.ANSWERED, _K.BEGAN): Phase.ANSWERED,
+    (Phase.ANSWERED, _K.CALLER_KNOWN): Phase.ANSWERED,
     (Phase.ANSWERED, _K.LEG_BEGAN): Phase.ANSWERED,
     (Phase.ANSWERED, _K.ANSWERED): Phase.ANSWERED,
     (Phase.ANSWERED, _K.CONNECTED): Phase.ANSWERED,

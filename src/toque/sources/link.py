@@ -192,6 +192,8 @@ class Link:
         self.name = name
         self.state = "not connected yet"
         """`connected`, or why it is not."""
+        self.losses = 0  # connections that the switch had let us in by, and that ended
+        self.heard_s: float | None = None  # when anything came from the switch last, on the monotonic clock
         self._dial = dial
         self._new_talk = new_talk
         self._is_full = is_full
@@ -200,6 +202,12 @@ class Link:
         self._sleep = sleep
         self._connected_at_s: float | None = None
         self._log = structlog.get_logger("toque.sources").bind(source=name)
+
+    @property
+    def connected_for_s(self) -> float | None:
+        """How long it has been connected; None when it is not."""
+        is_connected = self.state == CONNECTED and self._connected_at_s is not None
+        return time.monotonic() - (self._connected_at_s or 0.0) if is_connected else None
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -221,6 +229,7 @@ class Link:
         elif self._connected_at_s is None:
             self._log.warning("source.unreachable", problem=str(error), retry_in_s=retry_in_s)
         else:
+            self.losses += 1
             self._log.warning("source.lost", problem=str(error), retry_in_s=retry_in_s)
 
     async def _connection(self) -> LinkLostError:
@@ -290,7 +299,7 @@ class Link:
                 continue
             if not data:
                 raise LinkLostError("the switch closed the connection")
-            is_probed = False
+            is_probed, self.heard_s = False, time.monotonic()
             talk.take(data)
             await asyncio.sleep(0)  # a flood must not keep the others from their turn
 

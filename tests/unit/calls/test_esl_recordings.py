@@ -6,6 +6,9 @@ Another folder of them, with the same layout, is named by TOQUE_RECORDINGS.
 import json
 import os
 import random
+import re
+from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -192,6 +195,47 @@ def test_what_was_missed_is_learned_or_concluded(folder: Path, lost: int):
             assert sum(change.status.is_final for change in changes) == 1
 
 
+def raced(folder: Path, at: int, chance: random.Random, *, restarts: bool) -> Ledger:
+    """The connection is lost, some events are missed, and the switch goes on while it is asked what is alive."""
+    watcher, sent = EslWatcher(), deque(events(folder))
+    for _ in range(at):
+        watcher.feed(sent.popleft())
+
+    def happen(most: int, then: Callable[[Event], None] = watcher.feed) -> None:
+        for _ in range(min(len(sent), chance.choice((0, 1, most // 4, most)))):
+            then(sent.popleft())
+
+    happen(20, watcher.miss)
+    if restarts:
+        watcher.forget()
+    watcher.watch.doubt()
+    happen(20)
+    asked, dumps = watcher.watch.to_ask(list(watcher.switch.channels)), []
+    for uuid in asked:
+        happen(8)
+        dumps.append(watcher.switch.dump(uuid, watcher.now))
+    happen(20)
+    watcher.watch.resync([dump for dump in dumps if dump is not None], watcher.now)
+    happen(len(sent) * 4)
+    watcher.feed_all(sent)
+    if folder.name == "pbx_shutdown_mid_call":
+        watcher.switch.channels.clear()
+    return finished(watcher)
+
+
+@each_recording
+def test_what_goes_on_while_the_switch_is_asked_is_told_truly_or_marked(folder: Path):
+    expected, chance = whole_run(folder).told, random.Random(folder.name)
+    for at in range(1, len(events(folder)), 2):
+        for key, changes in raced(folder, at, chance, restarts=at % 4 == 1).told.items():
+            words, last = [str(change.status) for change in changes], changes[-1]
+            assert sum(change.status.is_final for change in changes) == 1
+            assert key in expected or last.facts.is_inferred, at
+            assert words[-1] == str(expected[key][-1].status) or last.facts.is_inferred, (at, words)
+            assert ("answered" in words) == (words[-1] == "hung_up")
+            assert last.facts.answered_by in (None, *(change.facts.answered_by for change in expected[key])), at
+
+
 @each_recording
 def test_a_call_first_seen_in_its_middle_is_told_from_there(folder: Path):
     expected = whole_run(folder).told
@@ -228,3 +272,55 @@ def test_who_owns_the_numbers_alone_is_told_as_well(folder: Path):
             changes = told(ledger, truth, NUMBERS, direction)
             assert str(changes[-1].status) in (truth["final"], *truth.get("also_right", ()))
     assert all(side.owner.client_id == NUMBERS for _, _, side in ledger.told)
+
+
+# What another set-up of the same switch would say
+
+OPTIONAL_EVENTS = (
+    ("CHANNEL_ORIGINATE", "CALL_UPDATE", "RECORD_START", "PLAYBACK_START", "CHANNEL_STATE", "CHANNEL_CALLSTATE"),
+    ("CHANNEL_HANGUP",),
+    ("CHANNEL_DESTROY",),
+    ("CHANNEL_HANGUP", "CHANNEL_HANGUP_COMPLETE"),
+    ("CHANNEL_ORIGINATE", "CALL_UPDATE", "CHANNEL_HANGUP", "CHANNEL_DESTROY", "HEARTBEAT"),
+)
+SUPERFLUOUS_HEADERS = (  # each set by itself; what else is said must do
+    ("Channel-Call-UUID", "variable_call_uuid"),
+    ("variable_originator", "variable_originating_leg_uuid", "variable_originate_signal_bond"),
+    ("Other-Type", "Other-Leg-.*"),
+    ("variable_signal_bond", "variable_bridge_uuid", "variable_bridge_to"),
+    ("variable_sip_req_user", "variable_sip_to_user", "Caller-ANI", "Caller-Orig-.*", "Caller-Callee-.*"),
+    ("variable_originate_disposition", "variable_last_bridge_.*", "variable_DIALSTATUS"),
+    ("Caller-Channel-.*-Time",),
+    ("Answer-State", "Channel-Call-State", "Channel-State.*"),
+    ("Event-Sequence", "Event-Date-[GL].*", "FreeSWITCH-.*", "variable_dialed_.*"),
+    ("variable_hangup_cause_q850", "variable_sip_term_.*", "variable_hangup_cause"),
+)
+
+
+def words_of(ledger: Ledger) -> dict[Any, list[str]]:
+    return {key: [str(change.status) for change in changes] for key, changes in ledger.told.items()}
+
+
+def told_of(folder: Path, sent: list[Event]) -> Ledger:
+    watcher = EslWatcher()
+    watcher.feed_all(sent)
+    if folder.name == "pbx_shutdown_mid_call":
+        watcher.switch.channels.clear()
+    return finished(watcher)
+
+
+@pytest.mark.parametrize("dropped", OPTIONAL_EVENTS, ids=lambda names: names[0])
+@each_recording
+def test_some_events_may_be_missing(folder: Path, dropped: tuple[str, ...]):
+    sent = [event for event in events(folder) if event["Event-Name"] not in dropped]
+    told, expected = told_of(folder, sent), whole_run(folder)
+    assert words_of(told) == words_of(expected)
+    assert told.told == expected.told or folder.name == "pbx_shutdown_mid_call"  # its end is when we look, not when it was
+
+
+@pytest.mark.parametrize("dropped", SUPERFLUOUS_HEADERS, ids=lambda names: names[0])
+@each_recording
+def test_some_headers_may_be_missing(folder: Path, dropped: tuple[str, ...]):
+    pattern = re.compile("|".join(dropped))
+    sent = [{name: value for name, value in event.items() if not pattern.fullmatch(name)} for event in events(folder)]
+    assert words_of(told_of(folder, sent)) == words_of(whole_run(folder))

@@ -98,6 +98,72 @@ def test_early_media_is_no_answer_when_nothing_was_missed(watcher: EslWatcher, s
     assert zeta(watcher) == ["initiated", "ringing", "no_answer"]
 
 
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_early_media_is_no_answer_where_the_far_end_is_known_not_to_have_answered(
+    watcher: EslWatcher, script: Script, is_answered: bool
+):
+    """A menu has picked up, the far end plays something, the connection is lost, and the caller hangs up."""
+    script.incoming()
+    script.answer("A", "answer")
+    script.call("B", "5541999990001", "A", "external")
+    script.ring("B")
+    script.bridge("A", "B")
+    hear(watcher, script)
+    script.wait(1)
+    if is_answered:
+        script.answer("B")
+    miss(watcher, script)
+    watcher.watch.doubt()
+    if not is_answered:
+        watcher.watch.resync([watcher.switch.dump("B", watcher.now), watcher.switch.dump("A", watcher.now)], watcher.now)
+    script.wait(3)
+    script.end("A", disposition="recv_bye", v_hangup_cause_q850="16")
+    script.end("B", "ORIGINATOR_CANCEL" if not is_answered else "NORMAL_CLEARING")
+    hear(watcher, script)
+    assert zeta(watcher) == ["initiated", "ringing", *(["answered", "hung_up"] if is_answered else ["cancelled"])]
+
+
+def test_the_end_of_a_leg_that_was_missed_may_have_mattered(watcher: EslWatcher, script: Script):
+    """One member of a group ended while nobody listened; it may have rung out, which outranks another that is busy."""
+    script.incoming()
+    for uuid, number in (("B", "1001"), ("C", "1002")):
+        script.call(uuid, number, "A")
+    hear(watcher, script)
+    script.stop("B")
+    miss(watcher, script)
+    watcher.reconnect()
+    script.refuse("C", "USER_BUSY", 486, 17)
+    script.end("A", "USER_BUSY", "send_refuse", v_hangup_cause_q850="17")
+    hear(watcher, script)
+    assert zeta(watcher) == ["initiated", "failed"]
+    assert watcher.ledger.facts().is_inferred
+
+
+def test_a_call_that_ends_before_the_switch_has_answered_is_told_as_it_was(watcher: EslWatcher, script: Script):
+    """Its answer was missed; its last event still knows of it."""
+    script.incoming()
+    script.call("B", "1001", "A")
+    hear(watcher, script)
+    script.ring("B")
+    script.ring("A")
+    script.wait(2)
+    script.answer("B")
+    script.answer("A", "bridge")
+    script.bridge("A", "B")
+    answered_at = script.now
+    miss(watcher, script)
+    watcher.watch.doubt()
+    script.wait(5)
+    script.end("A", disposition="recv_bye", v_hangup_cause_q850="16")
+    script.end("B")
+    hear(watcher, script)
+    watcher.watch.resync([], watcher.now)
+    watcher.ledger.append(watcher.watch)
+    assert zeta(watcher) == ["initiated", "ringing", "answered", "hung_up"]
+    facts = watcher.ledger.facts()
+    assert (facts.answered_at, facts.is_inferred, facts.hung_up_by) == (answered_at, False, Party.CALLER)
+
+
 def test_who_waits_silently_is_kept_alive_by_asking(watcher: EslWatcher, script: Script):
     script.incoming()
     script.answer("A", "callcenter")

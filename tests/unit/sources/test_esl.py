@@ -20,6 +20,7 @@ from tests.support.switch_server import PASSWORD, Cut, EslSwitch, SwitchServer
 from tests.support.toque_process import free_port
 
 from toque.calls.esl_watch import EVENTS
+from toque.calls.esl_wire import MAX_BODY_BYTES
 from toque.settings import EslSource
 from toque.sources.link import CONNECTED, Pace, wait_before_dialling
 
@@ -76,7 +77,7 @@ async def test_it_logs_in_subscribes_looks_and_listens(server: SwitchServer) -> 
 
 
 async def test_what_was_missed_is_asked_for_and_concluded(server: SwitchServer) -> None:
-    switch = EslSwitch(ANSWERED, cuts=[Cut(25, lost=50)])
+    switch = EslSwitch(ANSWERED, cuts=[Cut(13, lost=50)])
     async with linked(source(server.add(switch))) as post:
         await post.logged("source.lost")
         assert words(post) == [["initiated", "ringing", "answered"]]
@@ -131,7 +132,7 @@ async def test_events_that_are_refused() -> None:
 
 
 async def test_a_look_that_is_refused_concludes_nothing(server: SwitchServer) -> None:
-    switch = EslSwitch(ANSWERED, cuts=[Cut(25, lost=3)])
+    switch = EslSwitch(ANSWERED, cuts=[Cut(11, lost=50)])
     listed = switch.answer
 
     def answer(command: str) -> tuple[bytes, str]:
@@ -200,10 +201,100 @@ async def test_a_connection_that_ends_within_a_message() -> None:
         await post.logged("source.connected", 2)
 
 
-async def test_a_switch_that_says_goodbye() -> None:
-    goodbye = b"Content-Type: text/disconnect-notice\nContent-Length: 8\n\nGoodbye!"
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"Content-Length: 8\n\nGoodbye!",
+        b"Content-Disposition: linger\nLinger-Time: 10\nContent-Length: 8\n\nGoodbye!",
+        b"\n",
+    ],
+    ids=["plain", "lingering", "bare"],
+)
+async def test_a_switch_that_says_goodbye(more: bytes) -> None:
+    goodbye = b"Content-Type: text/disconnect-notice\n" + more
     async with speaking(in_step(goodbye)) as port, linked(source(port)) as post:
         assert (await post.logged("source.lost"))["problem"] == "the switch ended the connection"
+        post.may_dial_again.set()
+        await post.logged("source.connected", 2)
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"Content-Type: auth/request\n\n" * 3, HEARTBEAT + GREETING], ids=["again", "after an event"]
+)
+async def test_a_greeting_that_is_odd_is_one(greeting: bytes) -> None:
+    speak = answering(greeting, b"\n\n", (ACCEPTED, ACCEPTED, NO_CHANNELS))
+    async with speaking(speak) as port, linked(source(port)) as post:
+        await post.logged("source.resynced")
+
+
+async def test_answers_that_nobody_asked_for_are_passed_over() -> None:
+    async with speaking(in_step(ACCEPTED * 5, NO_CHANNELS, HEARTBEAT, event(b"x"))) as port, linked(source(port)) as post:
+        await post.logged("source.unreadable")
+        assert post.link.state == CONNECTED
+
+
+async def test_a_switch_that_answers_nothing_more_is_left() -> None:
+    speak = answering(GREETING, b"\n\n", (ACCEPTED,))
+    async with speaking(speak) as port, linked(source(port), pace=replace(QUICK, quiet_s=20)) as post:
+        assert (await post.logged("source.unreachable"))["problem"] == "no answer to event within 0.05 s"
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [b"", b"{", b"[]", b'{"rows": 5}', b"-USAGE: channels", b"\xff" * 100, b"[" * 5000],
+    ids=["empty", "half", "list", "no rows", "error", "binary", "deep"],
+)
+async def test_a_list_that_cannot_be_read_concludes_nothing(listed: bytes) -> None:
+    answer = b"Content-Type: api/response\nContent-Length: %d\n\n%s" % (len(listed), listed)
+    async with speaking(answering(GREETING, b"\n\n", (ACCEPTED, ACCEPTED, answer))) as port, linked(source(port)) as post:
+        await post.logged("source.resync_failed")
+        assert post.link.state == CONNECTED
+
+
+async def test_rows_and_names_that_are_none_are_not_asked_for() -> None:
+    """What is listed goes into a command; a name that is none would be another command."""
+    rows = [5, {}, {"uuid": 5}, {"uuid": ""}, {"uuid": "x\n\napi shutdown"}, {"uuid": "a b"}, {"uuid": "u" * 5000}]
+    listed = json.dumps({"row_count": len(rows), "rows": rows}).encode()
+    answer = b"Content-Type: api/response\nContent-Length: %d\n\n%s" % (len(listed), listed)
+    heard: list[bytes] = []
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        for reply in (ACCEPTED, ACCEPTED, answer):
+            heard.append(await reader.readuntil(b"\n\n"))
+            writer.write(reply)
+        writer.write(event(b"x"))
+        heard.append(await reader.read(65_536))
+
+    async with speaking(speak) as port, linked(source(port)) as post:
+        await post.logged("source.resynced")
+        await post.logged("source.unreadable")
+    assert heard[3] == b""
+
+
+async def test_numbers_in_another_encoding_are_read_as_far_as_they_can_be() -> None:
+    fields = {
+        "Event-Name": "CHANNEL_CREATE",
+        "Unique-ID": "A",
+        "Call-Direction": "inbound",
+        "Caller-Destination-Number": "554130600300",
+    }
+    body = json.dumps({**fields, "Caller-Caller-ID-Name": "?"}).encode().replace(b"?", "José".encode("latin-1"))
+    async with speaking(in_step(event(body))) as port, linked(source(port)) as post:
+        await post.until(lambda: words(post) == [["initiated"]])
+
+
+async def test_the_longest_event_and_one_that_is_longer() -> None:
+    longest = event(b'{"a":"%s"}' % (b"x" * 3_000_000))
+    too_long = b"Content-Length: %d\nContent-Type: text/event-json\n\n" % (MAX_BODY_BYTES + 1)
+    async with speaking(in_step(longest, HEARTBEAT, too_long)) as port, linked(source(port)) as post:
+        assert "Content-Length" in (await post.logged("source.lost"))["problem"]
+        assert post.entries("source.unreadable") == []
+
+
+async def test_half_an_event_for_ever_is_silence() -> None:
+    async with speaking(in_step(HEARTBEAT[:-5])) as port, linked(source(port), pace=replace(PATIENT, quiet_s=0.05)) as post:
+        assert (await post.logged("source.lost"))["problem"] == "silent for 0.1 s"
 
 
 # Strange messages
@@ -309,7 +400,7 @@ async def test_a_good_connection_is_made_again_soon(server: SwitchServer) -> Non
 
 async def test_calls_go_on_being_told_in_time(server: SwitchServer) -> None:
     """What a lost connection leaves open is concluded when it is stale, if the switch never comes back."""
-    async with linked(source(server.add(EslSwitch(ANSWERED, cuts=[Cut(25)])))) as post:
+    async with linked(source(server.add(EslSwitch(ANSWERED, cuts=[Cut(13)])))) as post:
         await post.logged("source.lost")
         post.pass_time(timedelta(hours=5))
         assert words(post) == [["initiated", "ringing", "answered", "hung_up"]]
