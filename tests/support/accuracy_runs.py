@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -185,24 +184,13 @@ def _run_switches(folder: Path, every: Sequence[Play]) -> None:
             _finish(toque)
 
 
-class _Asterisk(AmiSwitch):
-    """One whose uptime grows: else it was restarted, as far as a client that connects again can see."""
-
-    begun_s: float | None = None
-
-    def answer(self, command: str) -> tuple[bytes, str]:
-        self.begun_s = time.monotonic() if self.begun_s is None else self.begun_s
-        self.uptime_s = 1000 + int(time.monotonic() - self.begun_s)
-        return super().answer(command)
-
-
 def _switch(play: Play) -> PlayedSwitch:
     recording = load(play.folder) if play.kind == "ami" else None
     events = (AmiSwitch(recording) if recording else EslSwitch(play.folder)).events
     cuts: list[Cut] = random_cuts(events, play.scenario, count=CUTS, most_lost=0) if play.mode == "cut" and events > CUTS else []
     dies = "shutdown" in play.scenario
     if recording is not None:
-        return _Asterisk(recording, cuts=cuts, seed=play.name, dies=dies)
+        return AmiSwitch(recording, cuts=cuts, seed=play.name, dies=dies)
     return EslSwitch(play.folder, cuts=cuts, seed=play.name, dies=dies)
 
 

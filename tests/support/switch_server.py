@@ -21,6 +21,7 @@ import random
 import re
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -343,6 +344,15 @@ class AmiSwitch(PlayedSwitch):
         self.uptime_s = 1000
         self.state = ChannelList()
         self._shift = datetime.now(UTC) - self.recorded[-1][0] if self.recorded else None
+
+    @property
+    def uptime_s(self) -> int:
+        """It grows: else the switch was restarted, as far as a client that connects again can see."""
+        return int(time.monotonic() - self._booted_s)
+
+    @uptime_s.setter
+    def uptime_s(self, seconds: int) -> None:
+        self._booted_s = time.monotonic() - seconds
 
     def bytes_of(self, number: int) -> bytes:
         at, block = self.recorded[number]
