@@ -252,6 +252,14 @@ def _nats(text: str) -> NatsServers:
     return NatsServers(servers, unquote(user) if at else None, unquote(password) if at else None)
 
 
+def nats_servers(text: str) -> NatsServers:
+    """The engine that a flag `--store` of a measurement names. Raises `SettingsError`."""
+    try:
+        return _nats(text)
+    except _Unusable as error:
+        raise SettingsError("store", "flag --store", str(error)) from None
+
+
 def _prefix(value: Any) -> str:
     text = _text(value)
     if not re.fullmatch("[A-Za-z0-9_-]{1,40}", text):
@@ -510,6 +518,10 @@ def _all_sources(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SettingsError("sources.name", given["sources"][1], f"two sources are named {twice!r}; give each a name of its own")
+    poster = next((name for name in names if name.startswith("http:")), None)
+    if poster is not None:
+        problem = f"{poster!r} is a name for those who post to the HTTP intake; it must not begin with http:"
+        raise SettingsError("sources.name", given["sources"][1], problem)
     return read
 
 

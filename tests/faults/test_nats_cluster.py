@@ -1,6 +1,7 @@
 """Three real nats-servers, broken on purpose: what was acknowledged is there, once and in order; what was not may be tried again."""
 
 import asyncio
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -82,53 +83,122 @@ class Tellers:
         await asyncio.gather(*self._tasks)
 
 
-async def check(tellers: Tellers, cluster: NatsServers, prefix: str) -> None:
-    """All that was acknowledged was handed out once, in order; and once more after a restart, as nothing was settled."""
-    await tellers.store.close()
-    handed = [(d.event.callerid, d.event.sequence) for d in tellers.deliveries]
+Key = tuple[str, int]
+
+
+def key(delivery: Delivery) -> Key:
+    return delivery.event.callerid, delivery.event.sequence
+
+
+class Worker:
+    """Settles what the tellers are handed: some is delivered, the rest left to the store, and later read back and delivered."""
+
+    def __init__(self, tellers: Tellers, callback_id: int) -> None:
+        self.tellers = tellers
+        self.store = tellers.store
+        self.delivered: list[Key] = []
+        self._callback_id = callback_id
+        self._rng = random.Random(11)
+        self._is_over = False
+        self._tasks = [asyncio.create_task(doing) for doing in (self._settle(), self._drain())]
+
+    async def _settle(self) -> None:
+        taken = 0
+        while not self._is_over or taken < len(self.tellers.deliveries):
+            mine = self.tellers.deliveries[taken : taken + self._rng.randint(1, 40)]
+            taken += len(mine)
+            cut = self._rng.randint(0, len(mine))
+            await self._until_done(mine[:cut], mine[cut:])
+            await asyncio.sleep(0.005)
+
+    async def _drain(self) -> None:
+        while not self._is_over:
+            try:
+                page = await self.store.backlog(self._callback_id, limit=self._rng.randint(1, 60))
+            except StoreError:
+                page = []
+            await self._until_done([delivery for delivery in page if self._rng.random() < 0.7], [])
+            await asyncio.sleep(0.05)
+
+    async def _until_done(self, delivered: list[Delivery], others: list[Delivery]) -> None:
+        while True:
+            try:
+                await self.store.settle(delivered, left(*others))
+            except StoreError:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                self.delivered += map(key, delivered)
+                return
+
+    async def end(self) -> None:
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+
+async def waiting(store: NatsStore, callback_id: int) -> list[Key]:
+    found: list[Key] = []
+    after = 0
+    while page := await store.backlog(callback_id, after=after):
+        found += map(key, page)
+        after = page[-1].row
+    assert (await store.backlog_sizes()).get(callback_id, 0) == len(found)
+    return found
+
+
+async def check(tellers: Tellers, worker: Worker, cluster: NatsServers, prefix: str) -> None:
+    """All that was acknowledged was handed out once, and each is delivered or waits, in order, also after a restart."""
+    await tellers.end()
+    await worker.end()
+    handed = [key(delivery) for delivery in tellers.deliveries]
     assert len(handed) == len(set(handed)) == 4 * len(tellers.told)
+    (callback_id,) = (await tellers.store.registry()).callbacks
+    left_over = await waiting(tellers.store, callback_id)
+    assert len(worker.delivered) == len(set(worker.delivered)), "what was settled came back"
+    assert sorted(left_over + worker.delivered) == sorted(handed)
+    lanes: dict[str, list[int]] = {}
+    for callerid, sequence in left_over:
+        lanes.setdefault(callerid, []).append(sequence)
+    assert all(sequences == sorted(sequences) for sequences in lanes.values())
+    await tellers.store.close()
     store = opened(cluster, prefix)
     try:
-        (callback_id,) = await store.recover()
-        assert await store.backlog_sizes() == {callback_id: len(handed)}
-        lanes: dict[str, list[int]] = {}
-        after = 0
-        while page := await store.backlog(callback_id, after=after):
-            for delivery in page:
-                lanes.setdefault(delivery.event.callerid, []).append(delivery.event.sequence)
-            after = page[-1].row
-        assert len(lanes) == len(tellers.told)
-        assert all(sequences == [1, 2, 3, 4] for sequences in lanes.values())
+        await store.recover()
+        assert await waiting(store, callback_id) == left_over
         assert await store.open_calls() == []
     finally:
         await store.close()
 
 
-async def test_a_leader_that_is_killed_while_statuses_come_loses_none(cluster: NatsServers) -> None:
-    store = await prepared(cluster, "leader")
+async def begun(cluster: NatsServers, prefix: str) -> tuple[Tellers, Worker]:
+    store = await prepared(cluster, prefix)
+    (callback_id,) = (await store.registry()).callbacks
     tellers = Tellers(store)
+    return tellers, Worker(tellers, callback_id)
+
+
+async def test_a_leader_that_is_killed_while_statuses_come_loses_none(cluster: NatsServers) -> None:
+    tellers, worker = await begun(cluster, "leader")
     await tellers.until(100)
     number = cluster.leader("leader_log")
     assert number >= 0
     cluster.kill(number)
     await tellers.until(200)
     cluster.start(number)
-    await tellers.until(50)
-    await tellers.end()
-    await check(tellers, cluster, "leader")
+    cluster.kill(other := (number + 1) % 3)
+    await tellers.until(100)
+    cluster.start(other)
+    await check(tellers, worker, cluster, "leader")
 
 
 async def test_all_servers_killed_at_once_and_started_again_lose_nothing(cluster: NatsServers) -> None:
-    store = await prepared(cluster, "whole")
-    tellers = Tellers(store)
+    tellers, worker = await begun(cluster, "whole")
     await tellers.until(100)
     for number in range(3):
         cluster.kill(number)
     for number in range(3):
         cluster.start(number)
     await tellers.until(100)
-    await tellers.end()
-    await check(tellers, cluster, "whole")
+    await check(tellers, worker, cluster, "whole")
 
 
 async def test_outcomes_are_written_once_whoever_leads(cluster: NatsServers) -> None:

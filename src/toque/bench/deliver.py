@@ -7,6 +7,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from toque.bench.stopwatch import quantile
 from toque.bench.traffic import changes
 from toque.bench.wrk import wrk_rate
 from toque.calls.model import StatusChange
+from toque.settings import NatsServers
 
 CALLBACKS = 100
 CONCURRENCY = 64
@@ -54,15 +56,21 @@ class _Target:
 
     sink: Sink
     tls: ssl.SSLContext | None = None
+    servers: NatsServers | None = None
 
 
 async def bench_deliver(
-    *, seconds: float = 5.0, rounds: int = ROUNDS, callbacks: int = CALLBACKS, tls: bool = False
+    *,
+    seconds: float = 5.0,
+    rounds: int = ROUNDS,
+    callbacks: int = CALLBACKS,
+    tls: bool = False,
+    servers: NatsServers | None = None,
 ) -> dict[str, Any]:
     """Rounds of delivering, with `tls` over TLS too, and of wrk, in turns; the medians of all figures, and every round."""
     async with any_sink() as sink, contextlib.AsyncExitStack() as exits:
-        plain = _Target(sink)
-        secure = await exits.enter_async_context(_tls_target()) if tls else None
+        plain = _Target(sink, servers=servers)
+        secure = await exits.enter_async_context(_tls_target(servers)) if tls else None
         warm = await _deliver(plain, seconds * _WARM_UP, callbacks, BATCH)
         ahead, done = _needed(warm, seconds), []
         for _ in range(rounds):
@@ -100,21 +108,22 @@ def _median(values: list[float | None]) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def _tls_target() -> AsyncIterator[_Target]:
+async def _tls_target(servers: NatsServers | None) -> AsyncIterator[_Target]:
     with tempfile.TemporaryDirectory(prefix="toque-tls-") as folder:
         made = make_certificates(Path(folder))
         context = ssl.create_default_context(cafile=made.authority)
         context.set_alpn_protocols(["http/1.1"])
         async with any_sink(made.certificate, made.key) as sink:
-            yield _Target(sink, context)
+            yield _Target(sink, context, servers)
 
 
 async def _deliver(target: _Target, seconds: float, callbacks: int, ahead: int) -> Round:
     with tempfile.TemporaryDirectory(prefix="toque-bench-") as name:
         folder = Path(name)
-        await prepare(folder, [f"{target.sink.url}{i}" for i in range(callbacks)])
+        await prepare(folder, [f"{target.sink.url}{i}" for i in range(callbacks)], target.servers)
         source = _made_ahead(callbacks, ahead)
-        async with engine(folder, concurrency=CONCURRENCY, tls=target.tls, timed_every=_TIMED_EVERY) as parts:
+        parts_on = partial(engine, folder, tls=target.tls, servers=target.servers)
+        async with parts_on(concurrency=CONCURRENCY, timed_every=_TIMED_EVERY) as parts:
             work = await saturate(parts, source, seconds)
             delays = parts.stopwatch.take_delays_ms()
     return Round(work.per_s, work.cpu_s / max(work.delivered, 1) * 1e6, quantile(delays, 0.5), quantile(delays, 0.99))

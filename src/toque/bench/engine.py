@@ -27,7 +27,10 @@ from toque.sending.dispatcher import Dispatcher
 from toque.sending.guard import Guard
 from toque.sending.transport import Transport
 from toque.server import SETTLING_PACE_S, calm_collector
-from toque.settings import OPTIONS
+from toque.settings import OPTIONS, NatsServers
+from toque.store.nats import NatsStore
+from toque.store.nats_link import Access
+from toque.store.opening import claim
 from toque.store.sqlite import SqliteStore, utc_now
 
 CONCURRENCY: int = OPTIONS["concurrency"].default
@@ -42,7 +45,7 @@ def store_path(folder: Path) -> Path:
     return folder / "bench.db"
 
 
-class _TimedStore(SqliteStore):
+class _Timing:
     """Tells a stopwatch of what is delivered to watched callbacks, once the store has it."""
 
     stopwatch: Stopwatch
@@ -50,18 +53,31 @@ class _TimedStore(SqliteStore):
 
     async def settle(self, delivered: Sequence[Delivery], others: Sequence[Settlement] = ()) -> None:
         """See `Store.settle`."""
-        await super().settle(delivered, others)
+        await super().settle(delivered, others)  # type: ignore[misc]
         watched = self.watched
         self.stopwatch.end([one.event.seq for one in delivered if one.callback_id in watched])
 
 
-def _open_store(folder: Path) -> _TimedStore:
-    return _TimedStore(store_path(folder), PayloadWriter(ZoneInfo("America/Sao_Paulo")))
+class _TimedStore(_Timing, SqliteStore):
+    pass
 
 
-async def prepare(folder: Path, urls: Sequence[str]) -> None:
-    """A store in this folder with a client, a line and a callback for each URL."""
-    store = _open_store(folder)
+class _TimedNats(_Timing, NatsStore):
+    pass
+
+
+def _open_store(folder: Path, servers: NatsServers | None = None) -> _TimedStore | _TimedNats:
+    """The store that this folder stands for: in it, or under its name on an engine."""
+    payloads = PayloadWriter(ZoneInfo("America/Sao_Paulo"))
+    if servers is None:
+        return _TimedStore(store_path(folder), payloads)
+    access = Access(servers.servers, user=servers.user, password=servers.password)
+    return _TimedNats(access, payloads, prefix=folder.name)
+
+
+async def prepare(folder: Path, urls: Sequence[str], servers: NatsServers | None = None) -> None:
+    """A store in this folder, or on an engine, with a client, a line and a callback for each URL."""
+    store = _open_store(folder, servers)
     try:
         await populate(store, urls)
     finally:
@@ -72,7 +88,7 @@ async def leave_waiting(folder: Path, changes: Sequence[StatusChange]) -> None:
     """Have these changes wait in the store for whoever opens it next."""
     store = _open_store(folder)
     try:
-        store.lock()
+        await claim(store)
         await store.recover()
         await store.append(changes, ())
     finally:
@@ -83,7 +99,7 @@ async def leave_waiting(folder: Path, changes: Sequence[StatusChange]) -> None:
 class Engine:
     """What delivers. The stopwatch sees the deliveries of the watched callbacks."""
 
-    store: _TimedStore
+    store: _TimedStore | _TimedNats
     dispatcher: Dispatcher
     stopwatch: Stopwatch
 
@@ -113,12 +129,16 @@ async def engine(
     callback_concurrency: int = _CALLBACK_CONCURRENCY,
     tls: ssl.SSLContext | None = None,
     timed_every: int = 1,
+    servers: NatsServers | None = None,
 ) -> AsyncIterator[Engine]:
-    """The parts that deliver, on a prepared store; `watched` are the numbers of made-up clients, None for all."""
-    store = _open_store(folder)
+    """The parts that deliver, on a prepared store; `watched` are the numbers of made-up clients, None for all.
+
+    What lies on an engine is thrown away at the end.
+    """
+    store = _open_store(folder, servers)
     store.stopwatch = Stopwatch(timed_every)
     try:
-        store.lock()
+        await claim(store)
         registry, backlogs = await store.registry(), await store.recover()
         names = None if watched is None else {client_id(number) for number in watched}
         store.watched = frozenset(one.id for one in registry.callbacks.values() if names is None or one.client_id in names)
@@ -137,6 +157,8 @@ async def engine(
             async with _settling(dispatcher, transport):
                 with _calm_collector():
                     yield Engine(store, dispatcher, store.stopwatch)
+        if isinstance(store, _TimedNats):
+            await store.drop()
     finally:
         await store.close()
 

@@ -15,6 +15,7 @@ from toque.commands.terminal import (
     run,
     show,
 )
+from toque.settings import nats_servers
 from toque.telemetry import set_up_logs
 
 T = TypeVar("T")
@@ -37,13 +38,16 @@ def bench_deliver(
     rounds: Annotated[int, Parameter(help="rounds of toque and of wrk in turns")] = 5,
     callbacks: Annotated[int, Parameter(help="URLs that the deliveries are spread over")] = 100,
     tls: Annotated[bool, Parameter(help="deliver over TLS as well, in turns, and compare", negative=())] = False,
+    store: Annotated[str | None, Parameter(help="an engine, nats://host:port,…; otherwise a SQLite file")] = None,
     json: Json = False,
 ) -> None:
     """Durable, signed, ordered deliveries a second of one process, beside wrk (where it is installed) on the same sink."""
     from toque.bench.deliver import bench_deliver as measure  # noqa: PLC0415 - see opened
 
     set_up_logs(form="human", level="warning")
-    show_figures("deliver", run(_stoppable(measure(seconds=seconds, rounds=rounds, callbacks=callbacks, tls=tls))), as_json=json)
+    servers = None if store is None else nats_servers(store)
+    work = measure(seconds=seconds, rounds=rounds, callbacks=callbacks, tls=tls, servers=servers)
+    show_figures("deliver", run(_stoppable(work)), as_json=json)
 
 
 @app.command(name="latency")

@@ -112,15 +112,15 @@ class Switch:
     def sent_whole(self) -> set[str]:
         """The calls all of whose packets went over the connection that is up."""
         sent = self.agent.sent.get(self.agent.connection, {})
-        return {name for name, packets in self.packets.items() if sent.get(name) == packets}
+        return {name for name, packets in self.packets.copy().items() if sent.get(name) == packets}
 
     def ended(self) -> set[str]:
         """The calls at least whose end went over it."""
-        return {name for name, packets in self.agent.sent.get(self.agent.connection, {}).items() if packets >= ENDING}
+        return {name for name, packets in self.agent.sent.get(self.agent.connection, {}).copy().items() if packets >= ENDING}
 
     def in_progress(self, since: datetime, until: datetime) -> set[str]:
         """The calls that lived at some moment between these."""
-        return {name for name, (first, last) in self.lives.items() if first <= until and last >= since}
+        return {name for name, (first, last) in self.lives.copy().items() if first <= until and last >= since}
 
     def words(self, names: set[str]) -> dict[str, list[str]]:
         """What must be told of these calls."""

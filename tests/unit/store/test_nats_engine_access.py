@@ -86,11 +86,19 @@ async def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_link, "_OPEN_S", 0.3)
     store = NatsStore(Access(("127.0.0.1:1",)), PayloadWriter(ZONE))
     for _ in range(2):
-        with pytest.raises(StoreError, match="nats://127.0.0.1:1 cannot be reached"):
+        with pytest.raises(StoreError, match=r"nats://127\.0\.0\.1:1 cannot be reached"):
             await store.ping()
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.ping()
+
+
+async def test_a_server_that_is_too_old_is_refused(server: NatsServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_link, "_OLDEST", (99, 1))
+    store = opened(server)
+    with pytest.raises(SettingsError, match=r"nats-server 99\.1 or later is needed; .* is 2\.\d+$"):
+        await store.ping()
+    await store.close()
 
 
 def test_without_its_client_the_engine_says_what_to_install() -> None:
