@@ -66,7 +66,8 @@ NOTES = (
         "queue_(abandoned|timeout|answered)|in_ivr_answered",
         "A queue or an IVR that picks up answers in SIP as a person does. It is told as `atendeu` at once, `duracao` counts from "
         "there, `pbx_atendeu` stays null, and who waits in vain ends with `desligou`. `atendido_por` follows when a member "
-        "answers.",
+        "answers. Where the members' lines are another client's, as here, that one is told of each leg as of a call of its own, "
+        "and `atendido_por` stays null.",
     ),
     Note(
         ("hep",),

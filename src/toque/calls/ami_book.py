@@ -32,7 +32,7 @@ from toque.calls.model import CallIdentity, Direction
 
 MAX_LEGS = 1_000  # of one call at once; a queue that rings more telephones is not told apart by its members
 _MAX_NUMBERS = 8  # of one caller
-_FEATURE_HOLD = timedelta(seconds=2)  # how long a call to a feature may turn out to be a pickup
+FEATURE_HOLD = timedelta(seconds=2)  # how long a call to a feature may turn out to be a pickup
 _SHORT_HOLD = timedelta(
     seconds=1
 )  # any extension may pick up: after an Answer, Asterisk waits half a second for media before it does
@@ -123,7 +123,7 @@ class CallBook:
         if not self.rules.is_outside(channel.name, channel.context):
             numbers.append(endpoint(channel.name))
         self.learn_callers(call, *numbers)
-        wait = _FEATURE_HOLD if is_feature(call.dialled) else _SHORT_HOLD
+        wait = FEATURE_HOLD if is_feature(call.dialled) else _SHORT_HOLD
         if is_short(call.dialled) and not self.rules.is_outside(channel.name, channel.context):
             self.hold(call, wait)
 
@@ -342,7 +342,7 @@ class CallBook:
         self.calls[memory.call.key] = memory.call
         self.carried[memory.call.principal] = memory.call.key
         if memory.call.end is not None:
-            self.held[memory.call.key] = self.now + _FEATURE_HOLD
+            self.held[memory.call.key] = self.now + FEATURE_HOLD
         for channel in memory.channels:
             if channel.uid not in self.board.channels:
                 self.board.add(channel)
@@ -357,24 +357,3 @@ class CallBook:
         peer = peer_name(channel.name)
         known = (("account", channel.account), ("tenant", call.tenant), ("endpoint", peer), ("context", channel.context))
         call.hints = tuple(f"{kind}:{value}" for kind, value in known if value)
-
-    def meet(self, call: AmiCall, principal: Channel, origin: Origin) -> None:
-        """Go on with a call that is met in its middle."""
-        self.calls[call.key] = call
-        self.carried[principal.uid] = call.key
-        if origin is Origin.UNKNOWN:
-            return
-        if origin is Origin.CALLER:
-            self.called_in(call, principal)
-        else:
-            call.origin = origin
-            own = call.legs.setdefault(principal.uid, Leg(number=endpoint(principal.name), is_own=True))
-            self.note_leg(own, principal, self.now)
-            self.learn_callers(call, endpoint(principal.name), principal.own_number)
-            self.learn_dialled(call, principal.extension)
-        # Begun before it was seen: if somebody talks already, that is the first thing to be told.
-        call.is_begun = self.is_talking(principal)
-        if call.is_begun:
-            self.describe(call)
-        elif principal.is_up:  # it may be about to pick up another call
-            self.hold(call, _FEATURE_HOLD)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from toque.calls.ami_book import FEATURE_HOLD, CallBook
 from toque.calls.ami_calls import AmiCall, Leg, Origin
 from toque.calls.ami_channels import Channel, State
 from toque.calls.ami_events import AmiEvents
-from toque.calls.ami_names import is_helper, reached_number
+from toque.calls.ami_names import endpoint, is_helper, is_number, is_short, is_telephone, reached_number
 from toque.calls.ami_wire import AmiMessage
 from toque.calls.model import Signal
 
@@ -45,6 +46,7 @@ def _learn(events: AmiEvents, message: AmiMessage, now: datetime) -> Channel | N
     bridge = message.get("bridgeid")
     if channel is not None:
         channel.learn(message)
+        _note_merge(events, channel, message.get("linkedid"))
         if bridge:
             events.book.board.enter(channel, bridge)
         events.book.note_state(channel, now)
@@ -56,6 +58,14 @@ def _learn(events: AmiEvents, message: AmiMessage, now: datetime) -> Channel | N
     channel = Channel(uid, name, linkedid, made_at=now - _age(message), bridge=bridge)
     channel.learn(message)
     return channel if events.book.board.add(channel) else None
+
+
+def _note_merge(events: AmiEvents, channel: Channel, linkedid: str) -> None:
+    """A channel that has another call's Linkedid than before picked that call up, or fetched it: that was missed."""
+    call = events.book.calls.get(linkedid)
+    if call is not None and linkedid != channel.linkedid and events.book.is_newcomer(channel):
+        channel.linkedid = linkedid
+        events.book.absorb(channel, call)
 
 
 def _is_unplaced(events: AmiEvents, channel: Channel) -> bool:
@@ -108,10 +118,43 @@ def _begin(events: AmiEvents, linkedid: str, channels: Sequence[Channel], presen
     call = AmiCall(key=linkedid, principal=first.uid, began_at=first.made_at, hub=first.uid if first.is_local else "")
     call.first_name, call.is_blurred = first.name, True
     first.call = call.key
-    events.book.meet(call, first, _origin(first, present[first.uid].get("application")))
+    _meet(events.book, call, first, _origin(first, present[first.uid].get("application")))
     for channel in channels:
         if channel is not first:
             _join_as_leg(events, call, channel)
+
+
+def _meet(book: CallBook, call: AmiCall, principal: Channel, origin: Origin) -> None:
+    """Go on with a call that is met in its middle."""
+    book.calls[call.key] = call
+    book.carried[principal.uid] = call.key
+    if origin is Origin.UNKNOWN:
+        return
+    if origin is Origin.CALLER:
+        if _shows_another(principal):
+            book.learn_callers(call, endpoint(principal.name))
+        book.called_in(call, principal)
+        if not is_number(call.dialled):
+            call.dialled = principal.connected or call.dialled
+    else:
+        call.origin = origin
+        own = call.legs.setdefault(principal.uid, Leg(number=endpoint(principal.name), is_own=True))
+        book.note_leg(own, principal, book.now)
+        book.learn_callers(call, endpoint(principal.name), principal.own_number)
+        book.learn_dialled(call, principal.extension)
+    # Begun before it was seen: if somebody talks already, that is the first thing to be told.
+    call.is_begun = book.is_talking(principal)
+    if call.is_begun:
+        call.is_held = False
+        book.held.pop(call.key, None)
+        book.describe(call)
+    elif principal.is_up:  # it may be about to pick up another call
+        book.hold(call, FEATURE_HOLD)
+
+
+def _shows_another(channel: Channel) -> bool:
+    """Whether a telephone that nobody saw begin shows a number of the company's rather than its own: the dialplan changed it."""
+    return not channel.own_number and is_telephone(channel.name) and not is_short(channel.number)
 
 
 def _talker(events: AmiEvents, channels: Sequence[Channel], present: dict[str, AmiMessage]) -> Channel | None:

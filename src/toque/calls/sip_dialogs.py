@@ -12,99 +12,20 @@ INVITE that comes after its own responses still begins the call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, auto
 
 import msgspec
 
 from toque.calls.model import CallIdentity, Cause, Party, Signal, SignalKind
 from toque.calls.sip import SipMessage
+from toque.calls.sip_tree import MAX_HOPS, Dialog, Hop, Place, place_of, transaction_of
 
 _IN_DIALOG = frozenset({"UPDATE", "INFO", "PRACK", "REFER", "NOTIFY", "MESSAGE", "OPTIONS"})
 _DIALOG_GONE = frozenset({408, 481})  # an answer to BYE that ends the dialog as 200 does (RFC 3261, 12.2.1.2)
-_MAX_HOPS = 128  # forks of one INVITE, and their tags: nobody calls more at once, and each costs memory in every snapshot
 _NOTHING: tuple[Signal, ...] = ()
-
-
-@dataclass(slots=True)
-class Hop:
-    """One INVITE transaction: who sent it (`host:port`), and whom it is to reach."""
-
-    client: str
-    number: str
-    is_invited: bool = True  # False while only responses were seen
-
-
-@dataclass(slots=True)
-class Dialog:
-    """What must be remembered of one call's messages."""
-
-    call_id: str
-    tag: str  # the caller's
-    callers: tuple[str, ...]
-    dialled: str
-    root: str = ""  # branch of the caller's own INVITE transaction; "" until one was seen
-    above: tuple[str, ...] = ()  # branches between the caller and what we take for the root
-    cseq: int = 0
-    is_refused: bool = False
-    hops: dict[str, Hop] = field(default_factory=dict)
-    # Calls that ended are remembered by the thousand: an empty set takes 216 bytes, an empty frozenset none.
-    passed: frozenset[str] = frozenset()  # branches of the attempt before this one
-    answered_tags: frozenset[str] = frozenset()  # dialogs that are up, by the called party's tag
-    gone_tags: frozenset[str] = frozenset()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether another INVITE must be another attempt."""
-        return self.is_refused or (bool(self.gone_tags) and not self.answered_tags)
-
-    @property
-    def was_answered(self) -> bool:
-        """Whether a dialog is or was up."""
-        return bool(self.answered_tags or self.gone_tags)
-
-
-class _Place(Enum):
-    """Where an INVITE transaction stands in the tree."""
-
-    KNOWN = auto()
-    FIRST = auto()  # nothing was seen before
-    LEG = auto()
-    NEARER = auto()  # to the caller than what we took for the root: that is a leg
-    AGAIN = auto()  # the caller's next attempt
-    PASSED = auto()  # of an attempt that the caller has left behind, or one leg too many
-
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Dialog)
-
-
-def _transaction(message: SipMessage, client: str) -> str:
-    """The transaction's name; clients older than RFC 3261 give no branch, their address and CSeq must do."""
-    return (message.branches[0] if message.branches else "") or f"{client}/{message.cseq}"
-
-
-def _place(dialog: Dialog, branch: str, message: SipMessage) -> _Place:
-    if branch in dialog.hops:
-        return _Place.KNOWN
-    if branch in dialog.passed:
-        return _Place.PASSED
-    if not dialog.root:
-        return _Place.AGAIN if dialog.is_over and message.is_request else _Place.FIRST
-    return _relation(dialog, branch, message)
-
-
-def _relation(dialog: Dialog, branch: str, message: SipMessage) -> _Place:
-    """How a transaction that is new to us stands to those we know; the first question that is answered yes decides."""
-    if dialog.root in message.branches[1:]:
-        return _Place.LEG if len(dialog.hops) < _MAX_HOPS else _Place.PASSED
-    if branch in dialog.above:
-        return _Place.NEARER
-    if message.cseq > dialog.cseq or (dialog.is_over and message.is_request):
-        return _Place.AGAIN
-    # The same request on a path that shares no Via with the first is a leg as well.
-    return _Place.LEG if message.cseq == dialog.cseq and len(dialog.hops) < _MAX_HOPS else _Place.PASSED
 
 
 class SipDialogs:
@@ -225,9 +146,9 @@ class SipDialogs:
 
     def _invited(self, message: SipMessage, at: datetime, source: str) -> Sequence[Signal]:
         dialog = self._find(message) or self._begin(message)
-        branch = _transaction(message, source)
-        place = _place(dialog, branch, message)
-        if place is _Place.PASSED or (place is _Place.KNOWN and dialog.hops[branch].is_invited):
+        branch = transaction_of(message, source)
+        place = place_of(dialog, branch, message)
+        if place is Place.PASSED or (place is Place.KNOWN and dialog.hops[branch].is_invited):
             return _NOTHING  # a retransmission, or too late to matter
         old_root = self._join(dialog, place, branch, message)
         number = message.request_user or message.to_user
@@ -237,19 +158,19 @@ class SipDialogs:
         dialog.cseq = message.cseq
         dialog.dialled = number
         dialog.callers = _callers(message.from_user, message)
-        began = self._signal(dialog, SignalKind.BEGAN_AGAIN if place is _Place.AGAIN else SignalKind.BEGAN, at)
+        began = self._signal(dialog, SignalKind.BEGAN_AGAIN if place is Place.AGAIN else SignalKind.BEGAN, at)
         return (began, *self._demoted(dialog, old_root, at))
 
     @staticmethod
-    def _join(dialog: Dialog, place: _Place, branch: str, message: SipMessage) -> str:
+    def _join(dialog: Dialog, place: Place, branch: str, message: SipMessage) -> str:
         """Make the transaction the root if that is its place; gives the root that became a leg by that, or ''."""
-        if place not in (_Place.FIRST, _Place.NEARER, _Place.AGAIN):
+        if place not in (Place.FIRST, Place.NEARER, Place.AGAIN):
             return ""
         old_root, dialog.root, dialog.cseq = dialog.root, branch, message.cseq
         dialog.above = message.branches[1:]
-        if place is _Place.NEARER:
+        if place is Place.NEARER:
             return old_root
-        if place is _Place.AGAIN:
+        if place is Place.AGAIN:
             dialog.passed = frozenset(dialog.hops)
             dialog.hops.clear()
             dialog.answered_tags = dialog.gone_tags = frozenset()
@@ -280,20 +201,20 @@ class SipDialogs:
                 return _NOTHING
             dialog = self._begin(message)
         branch = _answered_transaction(dialog, message, client)
-        place = _place(dialog, branch, message)
+        place = place_of(dialog, branch, message)
         if _is_of_reinvite(dialog, message, place):
             return (self._signal(dialog, SignalKind.SEEN, at),)
-        if place is _Place.PASSED:
+        if place is Place.PASSED:
             return _NOTHING
-        if place is _Place.KNOWN:
+        if place is Place.KNOWN:
             return (self._said(dialog, branch, kind, message, at),)
         # Its request was lost on the way to us, or comes later.
         old_root = self._join(dialog, place, branch, message)
         dialog.hops[branch] = Hop(client, "", is_invited=False)
         before = [*self._demoted(dialog, old_root, at)]
-        if place is _Place.AGAIN:
+        if place is Place.AGAIN:
             before.append(self._signal(dialog, SignalKind.BEGAN_AGAIN, at))
-        elif place is _Place.FIRST and _is_at_once(message):
+        elif place is Place.FIRST and _is_at_once(message):
             before.append(self._signal(dialog, SignalKind.BEGAN, at))
         return (*before, self._said(dialog, branch, kind, message, at))
 
@@ -308,14 +229,14 @@ class SipDialogs:
             return self._signal(dialog, SignalKind.REFUSED, at, cause=_cause_of(message))
         if kind is SignalKind.ANSWERED:
             dialog.is_refused = False
-            if message.to_tag not in dialog.gone_tags and len(dialog.answered_tags) < _MAX_HOPS:
+            if message.to_tag not in dialog.gone_tags and len(dialog.answered_tags) < MAX_HOPS:
                 dialog.answered_tags |= {message.to_tag}
         return self._signal(dialog, kind, at, leg=leg, number=number)
 
     def _acknowledged(self, message: SipMessage, at: datetime, source: str) -> Sequence[Signal]:
         """The ACK of a refusal has the INVITE's branch (RFC 3261, 17.1.1.3): it tells of one that we missed."""
         dialog = self._find(message)
-        branch = _transaction(message, source)
+        branch = transaction_of(message, source)
         if dialog is None or branch not in dialog.hops or dialog.is_refused or dialog.was_answered:
             return _NOTHING
         if branch != dialog.root:
@@ -332,7 +253,7 @@ class SipDialogs:
             if message.to_tag:
                 return _NOTHING  # of a re-INVITE, or a response
             dialog = self._begin(message)
-        branch = _transaction(message, client)
+        branch = transaction_of(message, client)
         if branch in dialog.hops and branch != dialog.root:
             return (self._signal(dialog, SignalKind.LEG_CANCELLED, at, leg=branch, cause=message.cause),)
         if not dialog.root or branch == dialog.root or _is_from_above(dialog, message, branch, client):
@@ -345,7 +266,7 @@ class SipDialogs:
             return _NOTHING
         by_caller = message.from_tag == dialog.tag
         tag = message.to_tag if by_caller else message.from_tag
-        if len(dialog.gone_tags) < _MAX_HOPS:
+        if len(dialog.gone_tags) < MAX_HOPS:
             dialog.gone_tags |= {tag}
         dialog.answered_tags -= {tag}
         if dialog.answered_tags:  # another branch of a forked call is still up
@@ -378,17 +299,17 @@ def _answered_transaction(dialog: Dialog, message: SipMessage, client: str) -> s
 
     Some switches mirror a response after its last Via was taken off: whom it is sent to must do.
     """
-    branch = _transaction(message, client)
+    branch = transaction_of(message, client)
     if message.branches or message.cseq != dialog.cseq:
         return branch
     return next((name for name, hop in dialog.hops.items() if hop.client == client), dialog.root or branch)
 
 
-def _is_of_reinvite(dialog: Dialog, message: SipMessage, place: _Place) -> bool:
+def _is_of_reinvite(dialog: Dialog, message: SipMessage, place: Place) -> bool:
     """Whether a response answers an INVITE inside the dialog; that one's failure ends nothing (RFC 3261, 14.1)."""
     if message.from_tag != dialog.tag:  # the called party asked
         return True
-    return (place is _Place.AGAIN and dialog.was_answered) or (place is _Place.FIRST and bool(dialog.answered_tags))
+    return (place is Place.AGAIN and dialog.was_answered) or (place is Place.FIRST and bool(dialog.answered_tags))
 
 
 def _is_from_above(dialog: Dialog, message: SipMessage, branch: str, client: str) -> bool:

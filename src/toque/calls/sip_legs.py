@@ -6,9 +6,12 @@ a Call-ID of its own. HEP does not say which belong together, so this is conclud
 1. The INVITE has one Via: its sender is no proxy that passes a request on.
 2. It is sent by whom a call in progress was sent to: from the same address and port; or from the same host, by the same software
    (User-Agent) that said `100 Trying` to the caller, which no proxy passes on: a switch may call out from another port.
-3. Both have the same caller, or the same dialled number, or one was diverted from the other's dialled number (RFC 5806).
-4. That is so for one call only. A call that already reaches the number is passed over, one that agrees in both numbers or reaches
-   nobody yet is preferred; where several are still as likely, none is taken, and the INVITE is a call of its own.
+3. Both have the same caller, who is not the called telephone itself, or the same dialled number, or one was diverted from the
+   other's dialled number (RFC 5806). While a call's leg is up and asks for no transfer, only one that agrees in both is another.
+4. Whoever owns a line among the leg's numbers is told of the call, or will be for the leg's sake (`sip_kinship.py`).
+5. That is so for one call only. A call that already reaches the number is passed over; one that agrees in both numbers is
+   preferred, then one whose owners are the leg's, and of those one that reaches nobody yet. Where several are still as likely,
+   none is taken, and the INVITE is a call of its own.
 
 A leg that was joined only informs: its answer says who answered, its refusal why the call failed. What the caller is told
 decides. An attended transfer (a REFER whose Refer-To has a Replaces) connects the caller with whom the consultation reached, once
@@ -18,15 +21,16 @@ the consultation has ended without its leg.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 
 import msgspec
 
 from toque.calls.model import CallIdentity, Signal, SignalKind
 from toque.calls.sip import SipMessage
 from toque.calls.sip_dialogs import SipDialogs
+from toque.calls.sip_kinship import Kinship
+from toque.calls.sip_received import MOST_LEGS, Reached, Received, compared
 
 _K = SignalKind
 _OVER = (_K.REFUSED, _K.HUNG_UP, _K.GAVE_UP)
@@ -38,57 +42,10 @@ _SAYS = {  # what a leg's own signal says of the whole call
     _K.HUNG_UP: (_K.NOTED,),
     _K.SEEN: (_K.SEEN,),
 }
-_NOBODY = frozenset({"", "anonymous", "unknown", "restricted", "unavailable", "private", "asterisk"})  # names that many have
-_COMPARED_DIGITS = 8  # a subscriber's number; what is before it is added and removed on the way
 _MOST_CANDIDATES = 64  # calls with one number; where more have it, it says nothing
 _MOST_ORPHANS = 10_000  # legs that outlive their call, after an attended transfer: nothing of them is told
-_MOST_LEGS = 128  # of one call
+_REPEATED = timedelta(seconds=64)  # after a leg's end; SIP repeats itself for 32 s (64 times T1)
 _MAP_MARKS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})  # how a dialog alone begins, as versions before this one stored it
-
-
-@dataclass(slots=True)
-class Reached:
-    """A leg that was joined to a call."""
-
-    number: str
-    is_up: bool = False
-    is_over: bool = False
-
-
-@dataclass(slots=True)
-class Received:
-    """A call as the switch received it."""
-
-    callers: tuple[str, ...]
-    dialled: str
-    addresses: list[str] = field(default_factory=list)  # `host:port` that its INVITE was sent to, the caller's own first
-    agent: str = ""  # what the switch calls itself
-    is_answered: bool = False
-    is_over: bool = False
-    legs: dict[str, Reached] = field(default_factory=dict)
-    consults_for: str = ""  # the call that is to be transferred to whom this one reaches
-
-    @property
-    def reached(self) -> str:
-        """Whom it reaches now, or ''."""
-        return next((leg.number for leg in self.legs.values() if leg.is_up), "")
-
-    def may_have_sent(self, message: SipMessage, source: str) -> bool:
-        """Whether the sender of this INVITE is whom the call was sent to."""
-        if source in self.addresses:
-            return True
-        if not self.agent or self.agent != message.agent:
-            return False
-        return self.addresses[0].rpartition(":")[0] == source.rpartition(":")[0]
-
-    def reaches(self, number: str) -> bool:
-        """Whether a leg to this number is under way."""
-        return any(not leg.is_over and compared(leg.number) == number for leg in self.legs.values())
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it reaches nobody now."""
-        return all(leg.is_over for leg in self.legs.values())
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -103,26 +60,27 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(_Kept)
 
 
-def compared(number: str) -> str:
-    """What of a number is compared; '' where it is nobody's."""
-    digits = number.translate(_SEPARATORS)
-    if digits.isascii() and digits.isdecimal():
-        return digits[-_COMPARED_DIGITS:]
-    return "" if number.lower() in _NOBODY else number
+Likeness = tuple[bool, Kinship, bool]
 
 
-_SEPARATORS = str.maketrans("", "", "+-.() ")
+class Judge(Protocol):
+    """Whoever knows the owners of calls and numbers: how those of a leg's numbers stand to a call."""
+
+    def __call__(self, identity: CallIdentity, callers: Iterable[str], number: str, *, is_called: bool) -> Kinship:
+        """`is_called` is whether the call dialled that number too."""
 
 
 class SipLegs:
     """The dialogs of one source, those that are legs joined to the calls that they are made for."""
 
-    def __init__(self, source: str, dialogs: SipDialogs) -> None:
+    def __init__(self, source: str, dialogs: SipDialogs, kinship: Judge) -> None:
         self.source = source
         self.dialogs = dialogs
+        self._kinship = kinship
         self._received: dict[str, Received] = {}
         self._whole_of: dict[str, str] = {}  # the call that a leg belongs to, by their dialogs' keys
         self._orphans: dict[str, None] = {}  # legs that go on after their call was forgotten, the oldest first
+        self._ended_orphans: dict[str, datetime] = {}  # which of those have ended, and when
         self._by_number: dict[str, dict[str, None]] = {}
 
     def __len__(self) -> int:
@@ -176,7 +134,16 @@ class SipLegs:
 
     def _drop_orphan(self, key: str) -> None:
         del self._orphans[key]
+        self._ended_orphans.pop(key, None)
         self.dialogs.forget(CallIdentity(self.source, key))
+
+    def _sweep(self, at: datetime) -> None:
+        """Drop the orphans of whose end no repetition can come any more; each hop of a BYE that is mirrored is one."""
+        while self._ended_orphans:
+            key, ended_at = next(iter(self._ended_orphans.items()))
+            if at - ended_at < _REPEATED:
+                return
+            self._drop_orphan(key)
 
     def _list(self, key: str, received: Received) -> None:
         self._received[key] = received
@@ -193,8 +160,10 @@ class SipLegs:
 
     def read(self, message: SipMessage, at: datetime, source: str, destination: str) -> Sequence[Signal]:
         """The signals that one message gives, those of legs told of the call that they belong to."""
+        if self._ended_orphans:
+            self._sweep(at)
         signals = self.dialogs.read(message, at, source, destination)
-        if message.replaces:
+        if message.method == "REFER" and message.is_request:
             self._note_transfer(message)
         if not signals:
             return signals
@@ -209,7 +178,7 @@ class SipLegs:
             return self._of_leg(key, whole, signal)
         if key in self._orphans:
             if signal.kind in (_K.REFUSED, _K.HUNG_UP):
-                self._drop_orphan(key)
+                self._ended_orphans.setdefault(key, signal.at)
             return ()
         received = self._received.get(key)
         if received is None:
@@ -232,7 +201,7 @@ class SipLegs:
         """Remember what legs of this call can be recognised by, and say who answered it."""
         if message.method == "INVITE" and message.is_request and not message.to_tag and destination not in received.addresses:
             received.addresses.append(destination)
-            del received.addresses[_MOST_LEGS:]
+            del received.addresses[MOST_LEGS:]
         if message.status == 100 and received.addresses and source == received.addresses[0]:
             received.agent = message.agent
         if signal.leg is not None:
@@ -246,11 +215,14 @@ class SipLegs:
             received.is_over = True
 
     def _note_transfer(self, message: SipMessage) -> None:
-        """A REFER inside one call, or inside a leg of it, names another one by its Call-ID and tags."""
+        """A REFER inside a call or a leg of it: that leg leaves. It may name another call by its Call-ID and tags."""
         keys = [f"{message.call_id} {tag}" for tag in (message.from_tag, message.to_tag)]
         wholes = [self._whole_of.get(key, key) for key in keys]
         whole = next((key for key in wholes if key in self._received), "")
-        call_id, *tags = message.replaces
+        for leg in (self._received[whole].legs.get(key) for key in keys if whole):
+            if leg is not None:
+                leg.is_leaving = True
+        call_id, *tags = message.replaces or ("",)
         for consultation in (self._received.get(f"{call_id} {tag}") for tag in tags):
             if consultation is not None:
                 consultation.consults_for = whole
@@ -261,20 +233,23 @@ class SipLegs:
         """The one call that this INVITE is a leg of."""
         if len(message.branches) > 1:
             return None
-        number = compared(message.request_user or message.to_user)
-        callers = {compared(user) for user in (message.from_user, *message.asserted_users)}
-        diverted = compared(message.diverted_user)
-        keys = {key for name in {number, diverted, *callers} - {""} for key in self._with_number(name)}
-        fitting: list[tuple[tuple[bool, bool], str]] = []
-        for key in keys:
-            received = self._received[key]
-            if received.is_over or not received.may_have_sent(message, source) or received.reaches(number):
-                continue
-            is_called = compared(received.dialled) in {number, diverted} - {""}
-            is_caller = bool(callers & {compared(user) for user in received.callers} - {""})
-            if (is_called or is_caller) and len(received.legs) < _MOST_LEGS:
-                fitting.append(((is_called and is_caller, received.is_waiting), key))
+        numbers = (message.request_user or message.to_user, message.diverted_user, message.from_user, *message.asserted_users)
+        keys = {key for name in {compared(number) for number in numbers} - {""} for key in self._with_number(name)}
+        fitting = [(likeness, key) for key in keys if (likeness := self._likeness(key, message, source)) is not None]
         return _the_likeliest(fitting)
+
+    def _likeness(self, key: str, message: SipMessage, source: str) -> Likeness | None:
+        """How likely this INVITE is a leg of that call; None if it is none."""
+        received = self._received[key]
+        number, callers = message.request_user or message.to_user, (message.from_user, *message.asserted_users)
+        is_caller = received.is_called_by(callers)
+        is_dialled = compared(number) == compared(received.dialled) != ""
+        is_called = is_dialled or compared(message.diverted_user) == compared(received.dialled) != ""
+        if not (received.may_have_sent(message, source) and received.takes_leg(number, is_caller, is_called)):
+            return None
+        kinship = self._kinship(CallIdentity(self.source, key), callers, number, is_called=is_dialled)
+        is_likelier = kinship is Kinship.TOLD and received.is_waiting  # a guess that tells nobody of what is not theirs
+        return None if kinship is Kinship.NONE else (is_called and is_caller, kinship, is_likelier)
 
     def _with_number(self, number: str) -> Iterable[str]:
         keys = self._by_number.get(number, {})
@@ -285,8 +260,8 @@ class SipLegs:
         number = message.request_user or message.to_user
         received.legs[key] = Reached(number)
         self._whole_of[key] = whole
-        known = {compared(user) for user in received.callers}
-        if compared(number) == compared(received.dialled) and compared(message.from_user) not in {*known, ""}:
+        known = {"", *(compared(user) for user in received.callers)}
+        if compared(number) == compared(received.dialled) and not known.issuperset(map(compared, signal.callers)):
             # The switch shows another number of the caller's than the telephone does.
             yield self._signal(whole, received, _K.CALLER_KNOWN, signal.at, callers=signal.callers)
         yield self._signal(whole, received, _K.LEG_BEGAN, signal.at, leg=key, number=number)
@@ -318,7 +293,7 @@ def _numbers_of(received: Received) -> set[str]:
     return {compared(number) for number in (*received.callers, received.dialled)} - {""}
 
 
-def _the_likeliest(fitting: list[tuple[tuple[bool, bool], str]]) -> str | None:
+def _the_likeliest(fitting: list[tuple[Likeness, str]]) -> str | None:
     """The call that agrees in more than every other."""
     best = max((likeness for likeness, _ in fitting), default=None)
     keys = [key for likeness, key in fitting if likeness == best]

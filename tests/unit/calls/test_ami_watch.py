@@ -206,3 +206,74 @@ def test_only_wanted_events_are_read():
         "CoreShowChannelsComplete",
         "",
     ]
+
+
+TWO_CLIENTS = LineBook.of([parse_line("acme", "ramais", "~100[1-9]"), parse_line("zeta", "did", DID)])
+
+
+def told_to(watcher: AmiWatcher) -> dict[str, list[str]]:
+    return {
+        f"{side.owner.client_id} {side.direction}": [str(change.status) for change in changes]
+        for (_, _, side), changes in watcher.ledger.told.items()
+    }
+
+
+def going_on(watcher: AmiWatcher, pbx: Pbx, came_before: int) -> None:
+    for at, message in pbx.said[came_before:]:
+        watcher.feed(message, at)
+    watcher.pass_time(timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_a_call_that_is_met_is_its_telephones_whatever_number_it_shows_outside(talks: bool):
+    pbx = Pbx()
+    a = pbx.caller("PJSIP/1001", "5511977770002")
+    b = pbx.dial(a, "PJSIP/trunk", "5511977770002@trunk", number="5511977770002")
+    pbx.talk(a, b) if talks else pbx.ring(a, b)
+    a.number = DID  # another client's
+    watcher, came_before = AmiWatcher(TWO_CLIENTS), len(pbx.said)
+    watcher.resync(listed(a, application="Dial") + listed(b, application="AppDial"), pbx.now)
+    if not talks:
+        pbx.wait(2).talk(a, b)
+    pbx.wait(2).end(a, b)
+    going_on(watcher, pbx, came_before)
+    assert told_to(watcher) == {"acme made": [*([] if talks else ["initiated", "ringing"]), "answered", "hung_up"]}
+    assert watcher.ledger.facts().caller == "1001"
+
+
+def test_a_talk_that_is_met_and_ends_at_once_was_seen_to_end():
+    """Whatever was dialled: it is no pickup that has yet to become clear."""
+    pbx = Pbx()
+    a = pbx.caller("PJSIP/1001", "1002")
+    b = pbx.dial(a, "PJSIP/1002")
+    pbx.talk(a, b)
+    watcher, came_before = AmiWatcher(TWO_CLIENTS), len(pbx.said)
+    watcher.resync(listed(a, application="Dial") + listed(b, application="AppDial"), pbx.now)
+    pbx.end(a, b)
+    going_on(watcher, pbx, came_before)
+    assert told_to(watcher) == {"acme made": ["answered", "hung_up"], "acme received": ["answered", "hung_up"]}
+    assert not watcher.ledger.facts().is_inferred
+
+
+def test_a_pickup_that_was_missed_is_no_call_of_its_own():
+    pbx = Pbx()
+    a = pbx.inbound()
+    b = pbx.dial(a, "PJSIP/1001")
+    pbx.ring(a, b)
+    c = pbx.wait(3).caller("PJSIP/1002", "*81001")
+    pbx.set(c, 6)
+    watcher = AmiWatcher(TWO_CLIENTS)
+    for at, message in pbx.said:
+        watcher.feed(message, at)
+    pbx.say("Pickup", c.fields(), b.fields("Target"))
+    pbx.set(a, 6)
+    pbx.hang(b, 26)
+    pbx.bridge(c, a)
+    c.linkedid, came_before = a.linkedid, len(pbx.said)
+    watcher.resync(listed(a, application="Dial") + listed(c, application="AppDial"), pbx.now)
+    pbx.wait(3).end(a, c)
+    going_on(watcher, pbx, came_before)
+    whole = ["initiated", "ringing", "answered", "hung_up"]
+    assert told_to(watcher) == {"zeta received": whole, "acme received": whole}
+    assert watcher.ledger.facts().answered_by == "1002"
+    assert len(watcher.watch.events.book) == 0

@@ -1,82 +1,23 @@
 """Which SIP calls are legs of another one: each test plays a back-to-back user agent, as it mirrors itself."""
 
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
+from tests.support.b2bua_calls import CARRIER, DID, MOBILE, OTHER, PHONE, SWITCH, Traffic, reached, received
 from tests.support.call_watching import Ledger, Watcher
-from tests.support.sip_messages import START, sip_bytes
 
-from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.sip import parse_sip
-from toque.calls.sip_legs import SipLegs, compared
+from toque.calls.sip_received import compared
 
-SWITCH, CARRIER, PHONE, OTHER = "192.0.2.2:5060", "192.0.2.9:5060", "10.0.0.1:5062", "10.0.0.2:5062"
-MOBILE, DID = "5511988887777", "554130600300"
 LINES = LineBook.of([parse_line("acme", "ramais", "~100[1-9]"), parse_line("zeta", "ddr", "5541306003*")])
-PHRASES = {100: "Trying", 180: "Ringing", 200: "OK", 480: "Away", 486: "Busy", 487: "Terminated", 603: "Decline"}
 
 
-@dataclass
-class Traffic:
-    """Packets in the order of the wire."""
-
-    packets: list[HepPacket] = field(default_factory=list)
-    at: datetime = START
-
-    def leg(self, call_id: str, caller: str, called: str, source: str, destination: str, **more: Any) -> "Leg":
-        return Leg(self, call_id, caller, called, source, destination, **more)
-
-
-@dataclass
-class Leg:
-    """One SIP call between two user agents."""
-
-    traffic: Traffic
-    call_id: str
-    caller: str
-    called: str
-    source: str
-    destination: str
-    agents: tuple[str, str] = ("phone", "phone")
-    headers: tuple[tuple[str, str], ...] = ()
-    vias: int = 1
-
-    def send(self, what: str | int, method: str = "INVITE", *, by: int = 0, after: float = 0.01, tag: str = "b") -> "Leg":
-        self.traffic.at += timedelta(seconds=after)
-        cseq = {"INVITE": 1, "CANCEL": 1, "ACK": 1, "BYE": 2}[method]
-        has_tag = (isinstance(what, int) and what > 100) or method in ("BYE", "ACK")
-        parties = [
-            ("From", f"<sip:{self.caller}@a>;tag={self.call_id}-a"),
-            ("To", f"<sip:{self.called}@b>" + has_tag * f";tag={tag}"),
-        ]
-        if method == "BYE" and by:
-            parties = [("From", f"<sip:{self.called}@b>;tag={tag}"), ("To", f"<sip:{self.caller}@a>;tag={self.call_id}-a")]
-        branches = ", ".join(
-            f"SIP/2.0/UDP h{n};branch=z9hG4bK{self.call_id}{method * (method == 'BYE')}{n}" for n in range(self.vias)
-        )
-        is_response = isinstance(what, int)
-        start = f"SIP/2.0 {what} {PHRASES[what]}" if is_response else f"{what} sip:{self.called}@b SIP/2.0"
-        agent = ("Server", self.agents[1]) if is_response else ("User-Agent", self.agents[by])
-        headers = [("Via", branches), *parties, ("Call-ID", self.call_id), ("CSeq", f"{cseq} {method}"), agent, *self.headers]
-        ends = (self.source, self.destination)
-        back = is_response != bool(by)
-        source, destination = reversed(ends) if back else ends
-        self.traffic.packets.append(HepPacket(sip_bytes(start, headers), SIP, self.traffic.at, source, destination))
-        return self
-
-    def begin(self, **when: float) -> "Leg":
-        return self.send("INVITE", **when).send(100)
-
-    def cancel(self, after: float = 1) -> None:
-        self.send("CANCEL", "CANCEL", after=after).send(200, "CANCEL").send(487)
-
-
-def told(traffic: Traffic, *, restarts: bool = False) -> Ledger:
-    watcher = Watcher(LINES)
+def told(traffic: Traffic, *, restarts: bool = False, lines: LineBook = LINES) -> Ledger:
+    watcher = Watcher(lines)
     for packet in traffic.packets:
         watcher.feed(packet)
         watcher.ledger.append(watcher.watch)
@@ -85,17 +26,6 @@ def told(traffic: Traffic, *, restarts: bool = False) -> Ledger:
     watcher.pass_time(timedelta(minutes=1))
     assert watcher.ledger.refused == []
     return watcher.ledger
-
-
-def received(traffic: Traffic, agent: str = "PBX", call_id: str = "in", caller: str = MOBILE, called: str = DID) -> Leg:
-    """A call from outside to the switch."""
-    return traffic.leg(call_id, caller, called, CARRIER, SWITCH, agents=("carrier", agent)).begin()
-
-
-def reached(traffic: Traffic, called: str = "1001", caller: str = MOBILE, call_id: str = "leg", **more: Any) -> Leg:
-    """The switch's own call to a telephone."""
-    more = {"source": SWITCH, "destination": PHONE, "agents": ("PBX", "phone"), **more}
-    return traffic.leg(call_id, caller, called, **more).begin()
 
 
 def one_call(ledger: Ledger) -> dict[str, list[str]]:
@@ -179,7 +109,7 @@ def test_a_member_of_a_queue_answers_a_call_that_was_picked_up():
     leg = reached(traffic).send(180).send(200, after=3)
     call.send("BYE", "BYE", after=3)
     leg.send("BYE", "BYE")
-    ledger = told(traffic)
+    ledger = told(traffic, lines=LineBook.of([parse_line("zeta", "tudo", line) for line in (DID, "1001")]))
     assert one_call(ledger) == {"zeta received": ["initiated", "answered", "hung_up"]}
     assert ledger.facts().answered_by == "1001"
 
@@ -272,9 +202,12 @@ def test_a_leg_that_outlives_its_call_is_never_one_of_its_own():
     watcher.feed_all(traffic.packets)
     watcher.pass_time(timedelta(minutes=10))
     assert len(watcher.watch.legs) == 1
-    watcher.feed(leg.send("BYE", "BYE", after=900).traffic.packets[-1])
+    bye = leg.send("BYE", "BYE", after=900).traffic.packets[-1]
+    watcher.feed_all([bye, bye, replace(bye, at=bye.at + timedelta(seconds=30))])  # each hop is mirrored, and it is repeated
+    received(traffic, call_id="later")
+    watcher.feed(replace(traffic.packets[-1], at=bye.at + timedelta(days=1)))
     watcher.pass_time(timedelta(days=2))
-    assert len({identity for identity, _, _ in watcher.ledger.told}) == 1
+    assert {identity.key for identity, _, _ in watcher.ledger.told} == {"in in-a", "later later-a"}
     assert (len(watcher.watch.legs), len(watcher.watch.dialogs)) == (0, 0)
 
 
@@ -336,7 +269,7 @@ def test_numbers_are_compared_without_what_is_put_before_them(number: str, same:
 
 
 def test_so_many_orphans_and_no_more():
-    legs = SipLegs("pbx", Watcher(LINES).watch.dialogs)
+    legs = Watcher(LINES).watch.legs
     for number in range(10_005):
         legs._orphan(f"{number} a")
     assert len(legs) == 10_000
