@@ -6,6 +6,7 @@
 Posting the same file again adds nothing.
 """
 
+import http.client
 import json
 import os
 import sys
@@ -40,7 +41,7 @@ def post(body: bytes) -> dict:
             if error.code < 500:
                 sys.exit(f"{error.code}: {told}")
             problem = f"{error.code}: {told}"
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = str(error)
         print(f"{problem}; again in {wait_s:g} s", file=sys.stderr)
         time.sleep(wait_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from toque.errors import ToqueError
+from toque.errors import SettingsError, ToqueError
 from toque.settings import Settings
 from toque.web.operator import CALLS_PATH, STATE_PATH, TRACE_PATH, mint_operator_token
 
@@ -22,6 +22,11 @@ _SILENCE_S = 30.0  # while watching: the server says every few seconds that it i
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - what a server listens on, not we
 _PARTIAL_CHAIN = 0x80000  # X509_V_FLAG_PARTIAL_CHAIN: the certificate itself is trusted, whoever issued it
 _LINE_BYTES = 4 * 2**20
+# What an answer of ours has at the least. Other programs answer 200, too, and whatever they like.
+_STATE = frozenset(
+    ("version", "pid", "started_at", "now", "store", "descriptors", "intake", "deliveries", "callbacks", "sources", "unmatched")
+)
+_HEALTH, _CALL, _TRACED = frozenset(("status", "store")), frozenset(("source", "call", "callerid")), frozenset(("what",))
 
 
 class NoServerError(ToqueError):
@@ -40,25 +45,23 @@ class OperatorClient:
         self._key = token_key
 
     def state(self) -> dict[str, Any]:
-        """How it stands. Raises `NoServerError` or `NoAnswerError`, as all methods do."""
-        told: dict[str, Any] = self._asked(STATE_PATH, {})
-        return told
+        """How it stands. Raises `NoServerError` or `NoAnswerError`, as all methods do, and `SettingsError`."""
+        return self._ours(self._asked(STATE_PATH, {}), _STATE)
 
     def health(self) -> dict[str, Any]:
         """What it says to everybody, also when it is not well."""
-        told: dict[str, Any] = self._asked(_HEALTH_PATH, {})
-        return told
+        return self._ours(self._asked(_HEALTH_PATH, {}), _HEALTH)
 
     def calls(self, **wanted: str | None) -> list[dict[str, Any]]:
         """The recent calls that `q` names."""
-        told: list[dict[str, Any]] = self._asked(CALLS_PATH, wanted)
-        return told
+        told = self._asked(CALLS_PATH, wanted)
+        return [self._ours(call, _CALL) for call in (told if isinstance(told, list) else [told])]
 
     def trace(self, **wanted: str | None) -> Iterator[dict[str, Any]]:
         """What happens from now on, until the server ends it."""
         with self._answer(TRACE_PATH, wanted, timeout_s=_SILENCE_S) as answer:
             while line := answer.readline(_LINE_BYTES):
-                yield _parsed(line)
+                yield self._ours(_parsed(line), _TRACED)
 
     def _asked(self, path: str, wanted: Mapping[str, str | None]) -> Any:
         with self._answer(path, wanted, timeout_s=ANSWER_S) as answer:
@@ -92,11 +95,20 @@ class OperatorClient:
             case 401:
                 raise NoAnswerError(f"the server at {self.address} has another store: it does not know our key")
             case 404:
-                raise NoAnswerError(f"what answers at {self.address} is no toque server of this version")
+                raise self._stranger()
             case 429:
                 raise NoAnswerError(f"as many watch the server at {self.address} already as may")
             case status:
                 raise NoAnswerError(f"the server at {self.address} answered {status}")
+
+    def _ours(self, told: Any, members: frozenset[str]) -> dict[str, Any]:
+        """What a server of ours says has these members."""
+        if not isinstance(told, dict) or not members <= told.keys():
+            raise self._stranger()
+        return told
+
+    def _stranger(self) -> NoAnswerError:
+        return NoAnswerError(f"what answers at {self.address} is no toque server of this version")
 
     @property
     def address(self) -> str:
@@ -108,7 +120,12 @@ class OperatorClient:
         port, certificate = self._settings.http.port, self._settings.tls_certificate
         if certificate is None:
             return http.client.HTTPConnection(host, port, timeout=ANSWER_S)
-        return http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=_trusting(certificate))
+        try:
+            context = _trusting(certificate)
+        except OSError as error:
+            problem = SettingsError("tls_certificate", str(certificate), f"cannot be used: {error}")
+            raise self._settings.located(problem) from None
+        return http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=context)
 
 
 def _trusting(certificate: Path) -> ssl.SSLContext:

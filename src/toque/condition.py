@@ -13,6 +13,7 @@ from typing import Any
 
 from toque import __version__
 from toque.calls.explaining import Mask, render_cause
+from toque.calls.http_watch import SOURCE_PREFIX
 from toque.calls.trace import Ended, Onlooker
 from toque.directory import Directory
 from toque.errors import StoreError
@@ -57,7 +58,7 @@ class Condition:
             "intake": {"waiting": self.intake.waiting(), "most": MAX_WAITING_CHANGES, "is_full": self.intake.is_full()},
             "deliveries": {"held": self.dispatcher.held(), "parked": self.dispatcher.parked()},
             "callbacks": {c.code: str(self.dispatcher.health_of(c.id)) for c in self.directory.registry.callbacks.values()},
-            "sources": [*map(self._listener, self.listeners), *map(self._link, self.links), *map(self._poster, self.posters)],
+            "sources": [*map(self._listener, self.listeners), *map(self._link, self.links), *map(self._poster, self._may_post())],
             "calls": {"remembered": self.intake.calls, "events": self.intake.events},
             "unmatched": self._unmatched(),
         }
@@ -106,6 +107,10 @@ class Condition:
             "losses": link.losses,
             "silent_s": _rounded(silent_s),
         }
+
+    def _may_post(self) -> list[str]:
+        """Those whose credential was not removed."""
+        return [name for name in self.posters if name.removeprefix(SOURCE_PREFIX) in self.directory.registry.intakes]
 
     def _poster(self, name: str) -> dict[str, Any]:
         http = str(self.settings.http)

@@ -160,5 +160,17 @@ def test_a_recording_needs_no_server(tmp_path: Path) -> None:
     assert CALLER[:8] in done.stdout
     assert CALLER not in done.stdout
     assert toque.run("trace", "--pcap", str(tmp_path / "none.pcap")).returncode == 2
+    toque.cli("client", "add", "Escritório")
     nobody = toque.run("trace")
     assert (nobody.returncode, "nobody answers" in nobody.stderr) == (1, True)
+
+
+def test_where_there_is_no_store_none_is_made(tmp_path: Path) -> None:
+    toque = ToqueProcess(tmp_path)
+    for arguments in ((), ("4711",)):
+        done = toque.run("trace", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "there is no store at" in done.stderr
+    done = toque.run("trace", "")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not list(tmp_path.glob("*.db*"))

@@ -13,9 +13,11 @@ import pytest
 import trustme
 
 from toque.asking import NoAnswerError, NoServerError, OperatorClient
+from toque.callbacks.callback import IntakeCredential
 from toque.calls.lines import LineBook
 from toque.calls.model import CallIdentity, Signal, SignalKind
 from toque.calls.tracker import CallTracker
+from toque.errors import SettingsError
 from toque.server import running
 from toque.settings import Address, Settings, load_settings
 from toque.sources.link import CONNECTED
@@ -46,6 +48,20 @@ async def test_over_http_and_with_another_stores_key(tmp_path: Path) -> None:
         with pytest.raises(NoAnswerError, match="another store"):
             await asyncio.to_thread(stranger.state)
         assert (await asyncio.to_thread(stranger.health))["status"] == "ok"
+
+
+async def test_whose_credential_was_removed_is_no_source_any_more(tmp_path: Path) -> None:
+    async with running(settings_in(tmp_path)) as server:
+        client = OperatorClient(at_port(settings_in(tmp_path), server.http_port), await server.store.token_key())
+
+        async def names() -> list[str]:
+            await server.directory.refresh()
+            return [source["name"] for source in (await asyncio.to_thread(client.state))["sources"]]
+
+        await server.store.add_intake(IntakeCredential("dialer", "0" * 64, datetime.now(UTC)))
+        assert await names() == ["hep", "http:dialer"]
+        await server.store.remove_intake("dialer")
+        assert await names() == ["hep"]
 
 
 async def test_a_watcher_that_does_not_read_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,6 +134,32 @@ async def test_nobody_and_somebody_else(tmp_path: Path) -> None:
         for text in texts:
             with pytest.raises(NoAnswerError, match=text):
                 await asyncio.to_thread(client.state)
+
+
+async def test_somebody_else_who_answers_with_json(tmp_path: Path) -> None:
+    bodies = (b"{}", b"null", b"[[]]", b'"ok"', b'{"version": "9", "pid": 1}')
+    said: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(said[-1]), said[-1]))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        client = OperatorClient(at_port(settings_in(tmp_path), server.sockets[0].getsockname()[1]), b"")
+        for body in bodies:
+            said.append(body)
+            for ask in (client.state, client.health, lambda: client.calls(q="1"), lambda: list(client.trace())):
+                with pytest.raises(NoAnswerError, match="no toque server of this version"):
+                    await asyncio.to_thread(ask)
+
+
+async def test_a_certificate_that_is_none_is_the_settings_fault(tmp_path: Path) -> None:
+    for name in ("bad.pem", "bad.key"):
+        (tmp_path / name).write_text("no certificate\n")
+    settings = settings_in(tmp_path, tls_certificate=f"{tmp_path}/bad.pem", tls_key=f"{tmp_path}/bad.key")
+    with pytest.raises(SettingsError, match=r"tls_certificate.*cannot be used"):
+        OperatorClient(settings, b"").state()
 
 
 def test_a_link_knows_for_how_long_it_has_been_connected() -> None:

@@ -358,6 +358,7 @@ def test_tables_make_sources(load: Load):
         ("[[sources]]\nkind = ['hep']", "sources[1].kind", "must be hep, ami or esl"),
         ("[[sources]]\nkind = 'hep'\nhost = 'x'", "sources[1].host", "no such setting; allowed are kind, name, listen"),
         ("[[sources]]\nkind = 'hep'\n[[sources]]\nkind = 'hep'", "sources.name", "two sources are named 'hep'"),
+        ("[[sources]]\nkind = 'hep'\nname = 'http:dialer'", "sources.name", "must not begin with http:"),
         ("[[sources]]\nkind = 'hep'\nname = ''", "sources[1].name", "must be a text"),
         ("[[sources]]\nkind = 'hep'\nlisten = 'x'", "sources[1].listen", "an address and a port"),
         (

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from toque.calls.model import CallFacts, Cause, Direction, Party, Status, StatusChange
+from toque.calls.model import PROGRESS, CallFacts, Cause, Direction, Party, Status, StatusChange
 
 STATUS_WORDS = {
     Status.INITIATED: "iniciou",
@@ -62,6 +62,9 @@ class CallbackData(msgspec.Struct):
 
 
 _NO_CAUSE = Cause()
+_PROGRESS = frozenset(PROGRESS)
+_UNKNOWN = ("null", "null")
+_NO_SPANS = ',"toque":null,"duracao":null'
 _ENCODER = msgspec.json.Encoder()
 _PARTS_KEPT = 8_192  # of each kind; most recur in all events of their call, and this many calls may be in progress at once
 
@@ -85,13 +88,37 @@ class PayloadWriter:
         self._closing = keep(self._close)
         self._minute = keep(self._spell_minute)
         self._spelled = keep(self._spell)
+        self._read = keep(self._spell_json)
+        self._open_end, _ = self._close(None, None, None, is_inferred=False)
 
-    def render(self, change: StatusChange, *, event_id: str, callerid: str, sequence: int) -> str:
-        """The JSON text of one event; both ids are UUIDs as text."""
-        return self.write(change, event_id, callerid, sequence)[0]
+    def render(self, change: StatusChange, event_id: str, callerid: str, sequence: int) -> str:
+        """The JSON text of one event, which nobody may want to be sent; both ids are UUIDs as text."""
+        facts, status, side = change.facts, change.status, change.side
+        whose, _ = self._whose(side.owner.pin, side.direction, facts.caller, facts.dialled)
+        reached, _ = self._reached(facts.answered_by, status)
+        spell, answered_at = self._read, facts.answered_at
+        began, _ = spell(facts.began_at)
+        answered, _ = _UNKNOWN if answered_at is None else spell(answered_at)
+        _, moment = spell(change.at)
+        ended, spans = "null", _NO_SPANS
+        if status in _PROGRESS:
+            if answered_at is not None:
+                spans, _ = self._spans(_seconds(ring_time(facts, status)), None)
+            if facts.pbx_answered_at is None and not facts.is_inferred:
+                closing = self._open_end
+            else:
+                closing, _ = self._closing(facts.pbx_answered_at, None, None, facts.is_inferred)
+        else:
+            ended, _ = spell(facts.ended_at)
+            spans, _ = self._spans(_seconds(ring_time(facts, status)), _seconds(talk_time(facts, status)))
+            closing, _ = self._closing(facts.pbx_answered_at, facts.hung_up_by, facts.cause, facts.is_inferred)
+        return (
+            f'{{"id":"{event_id}","callerid":"{callerid}","sequencia":{sequence}{whose}{reached}'
+            f',"inicio":{began},"atendimento":{answered},"fim":{ended}{spans},"momento":{moment}{closing}}}'
+        )
 
     def write(self, change: StatusChange, event_id: str, callerid: str, sequence: int) -> tuple[str, bytes]:
-        """The JSON text of one event, and the request body that carries it, which is `encode_form` of it."""
+        """The same, and the request body that carries it, which is `encode_form` of it."""
         facts, status, side = change.facts, change.status, change.side
         is_final = status.is_final
         whose, whose_form = self._whose(side.owner.pin, side.direction, facts.caller, facts.dialled)
@@ -140,6 +167,14 @@ class PayloadWriter:
             f'"{day}T{minute}{second}{fraction}{offset}"',
             f"%22{day}T{minute_form}{second}{fraction}{offset_form}%22",
         )
+
+    def _spell_json(self, moment: datetime | None) -> tuple[str, str]:
+        """The same as JSON alone."""
+        if moment is None:
+            return _UNKNOWN
+        day, minute, offset = self._minute(moment.replace(second=0, microsecond=0))
+        second = f"{moment.second:02d}"
+        return f'"{day} {minute}{second}"', f'"{day}T{minute}{second}.{moment.microsecond // 1000:03d}{offset}"'
 
     def _spell_minute(self, minute: datetime) -> tuple[str, str, str]:
         """Day, hours and minutes with their colons, and the offset: the part of a moment that a zone has a say in."""

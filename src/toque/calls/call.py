@@ -6,19 +6,24 @@ Nothing here decides when; that is the tracker's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
+
+import msgspec
 
 from toque.calls.causes import ender_of, word_for, word_of_group
 from toque.calls.model import CallFacts, CallIdentity, Cause, Direction, Owner, Party, Side, Signal, SignalKind, Status
 from toque.calls.phases import Phase
 
 UNKNOWN = Cause()
+_encode = msgspec.msgpack.Encoder().encode
 _A_MOMENT = timedelta(milliseconds=50)  # no menu is heard within it, and nobody is called
 
 
-@dataclass(slots=True)
-class Leg:
+# Made for every call, and written into snapshots by the names of their members: msgspec's, which takes a third of the time.
+
+
+class Leg(msgspec.Struct, gc=False):
     """A called leg."""
 
     number: str = ""
@@ -34,8 +39,7 @@ class Leg:
         return self.is_cancelled or self.cause is not None
 
 
-@dataclass(slots=True)
-class SideState:
+class SideState(msgspec.Struct, gc=False):
     """How far a side has been told."""
 
     client_id: str
@@ -46,12 +50,16 @@ class SideState:
 
     @property
     def side(self) -> Side:
-        """The side itself."""
-        return Side(Owner(self.client_id, self.pin), self.direction)
+        """The side itself; the same object for every call of a line, as long as it is called often."""
+        return _side(self.client_id, self.pin, self.direction)
 
 
-@dataclass(slots=True)
-class Call:
+@lru_cache(8_192)
+def _side(client_id: str, pin: str, direction: Direction) -> Side:
+    return Side(Owner(client_id, pin), direction)
+
+
+class Call(msgspec.Struct, gc=False):
     """One call in progress, or one that ended a short while ago."""
 
     source: str
@@ -70,11 +78,11 @@ class Call:
     gave_up: bool = False
     word: Status | None = None  # the switch's own word for the caller's end
     is_callers_ringing: bool = False  # what rang so far is the caller's own telephone
-    legs: dict[str, Leg] = field(default_factory=dict)  # those that have ended stand in the order of their ends
+    legs: dict[str, Leg] = {}  # those that have ended stand in the order of their ends
     cause: Cause | None = None
     hung_up_by: Party | None = None
     is_inferred: bool = False
-    sides: list[SideState] = field(default_factory=list)
+    sides: list[SideState] = []
     decide_at: datetime | None = None  # our own clock: until when an end is waited over
     told_until: datetime | None = None  # the moment of the latest signal, for an end that is concluded
     saved_at: datetime | None = None  # our own clock: the last sign of life that was stored
@@ -82,26 +90,36 @@ class Call:
     is_counted: bool = False
     reader: bytes = b""  # what the switch's reader wants to remember of this call
 
+    named: CallIdentity | msgspec.UnsetType = msgspec.UNSET  # for `identity`; not written
+
     @property
     def identity(self) -> CallIdentity:
         """What the switch calls this call."""
-        return CallIdentity(self.source, self.key)
+        named = self.named
+        if named is msgspec.UNSET:
+            named = self.named = CallIdentity(self.source, self.key)
+        return named
+
+    def encode(self) -> bytes:
+        """For a snapshot."""
+        self.named = msgspec.UNSET
+        return _encode(self)
 
     def facts(self, side: SideState) -> CallFacts:
         """What is known now, as this side sees it."""
-        return CallFacts(
-            caller=self.caller,
-            dialled=self.dialled,
-            answered_by=self.answered_by,
-            began_at=side.began_at,
-            pbx_answered_at=self.pbx_answered_at,
-            ringing_at=self.ringing_at,
-            answered_at=self.answered_at,
-            ended_at=self.ended_at,
-            is_whole=self.is_whole,
-            hung_up_by=self.hung_up_by,
-            cause=self.cause,
-            is_inferred=self.is_inferred,
+        return CallFacts(  # by position, which takes half the time
+            self.caller,
+            self.dialled,
+            self.answered_by,
+            side.began_at,
+            self.pbx_answered_at,
+            self.ringing_at,
+            self.answered_at,
+            self.ended_at,
+            self.is_whole,
+            self.hung_up_by,
+            self.cause,
+            self.is_inferred,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from toque.calls.call import Leg
 from toque.calls.causes import is_plain, word_for
 from toque.calls.identity import callerid
-from toque.calls.lines import Line, LineBook, normalise
+from toque.calls.lines import Line, LineBook, LineKind, normalise
 from toque.calls.model import Cause, Direction, Owner, Side, SignalKind, Status, StatusChange
 from toque.calls.phases import STEPS, Phase
 from toque.calls.trace import CallTrace, Ended, Heard, Item
@@ -138,7 +138,7 @@ def matches_of(trace: CallTrace, lines: Iterable[Line], country: str, mask: Mask
                 "compared_as": mask(number if is_hint else normalise(number, country)),
                 "client": owner.client_id if owner else None,
                 "pin": owner.pin if owner else None,
-                "line": line.text if line else None,
+                "line": line and (line.text if line.kind is LineKind.PREFIX else mask(line.text)),
             }
         )
     return told

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from toque.calls.model import Cause, Direction, Party, SignalKind, Status
 from toque.errors import InputError
 
 MAX_ITEMS = 10_000  # in one body: a tenth of a second's work
+_MOST_SEPARATORS = 100 * MAX_ITEMS  # commas or lines: a body of nothing else would be ten seconds' work
 MAX_CALL_CHARACTERS = 255
 MAX_TEXT_CHARACTERS = 255
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # seconds that were meant for milliseconds lie in 1970
@@ -94,22 +95,34 @@ class Vocabulary:
         self.directions = {str(one): one for one in Direction} | {word: one for one, word in (directions or {}).items()}
 
 
-class _Named(msgspec.Struct, gc=False):
-    """As much of a bad item as says which one it is."""
+class TooManyItems(InputError):  # noqa: N818 - it names what is wrong
+    """More items than one body may have."""
 
-    call: object = None
-    id: object = None
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_ITEMS} items")
+
+
+_NOTHING = msgspec.Raw(b"")
+
+
+class _Named(msgspec.Struct, gc=False):
+    """As much of a bad item as says which one it is; not decoded, for it may be anything, of any size."""
+
+    call: msgspec.Raw = _NOTHING
+    id: msgspec.Raw = _NOTHING
 
 
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(list[Item])
-_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_RAW, _RAWS = msgspec.json.Decoder(msgspec.Raw), msgspec.json.Decoder(list[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(_Named)
 _BLANKS = b" \t\r\n"
+_PLAIN = tuple(bytes([first]) for first in b'"-0123456789')  # how texts and numbers begin
+_Found = TypeVar("_Found")
 
 
 def read_items(body: bytes, *, is_lines: bool = False) -> Sequence[Item | Refusal]:
-    """The items of a body in their order. Raises `InputError` when it is no JSON at all.
+    """The items of a body in their order. Raises `InputError` when it is no JSON at all, or has too many (`TooManyItems`).
 
     `is_lines` says that there is an object a line; otherwise the first character tells an array from an object, and an object
     that is followed by another is the first of many lines.
@@ -128,8 +141,10 @@ def read_items(body: bytes, *, is_lines: bool = False) -> Sequence[Item | Refusa
 
 
 def _read_array(body: bytes) -> Sequence[Item | Refusal]:
+    if body.count(b",") > _MOST_SEPARATORS:
+        raise TooManyItems
     try:
-        return _ITEMS.decode(body)
+        return _few(_ITEMS.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # at least one item is bad, or everything
     try:
@@ -137,7 +152,7 @@ def _read_array(body: bytes) -> Sequence[Item | Refusal]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         msg = f"the body is not JSON: {error}"
         raise InputError(msg) from None
-    return [_read_item(bytes(raw)) for raw in raws]
+    return [_read_item(bytes(raw)) for raw in _few(raws)]
 
 
 def _read_object(body: bytes) -> Sequence[Item | Refusal]:
@@ -146,25 +161,38 @@ def _read_object(body: bytes) -> Sequence[Item | Refusal]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:
-        msgspec.json.decode(body)
+        _RAW.decode(body)  # looked through, and not made into objects
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if b"\n" in body.strip(_BLANKS):
             return _read_lines(body)
         msg = f"the body is not JSON: {error}"
         raise InputError(msg) from None
-    return [_read_item(body)]
+    item = _read_item(body)
+    if isinstance(item, Refusal) and item.reason.startswith(_NOT_JSON):  # in a text, which is not looked into before
+        msg = f"the body is {item.reason}"
+        raise InputError(msg)
+    return [item]
 
 
 def _read_lines(body: bytes) -> Sequence[Item | Refusal]:
+    if body.count(b"\n") > _MOST_SEPARATORS:
+        raise TooManyItems
     try:
-        return _ITEM.decode_lines(body)
+        return _few(_ITEM.decode_lines(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
-    items = [_read_item(line) for line in body.split(b"\n") if line.strip(_BLANKS)]
+    items = [_read_item(line) for line in _few([line for line in body.split(b"\n") if line.strip(_BLANKS)])]
     if all(isinstance(item, Refusal) and item.reason.startswith(_NOT_JSON) for item in items):
         msg = "the body is neither one JSON value nor one a line"
         raise InputError(msg)
     return items
+
+
+def _few(found: list[_Found]) -> list[_Found]:
+    """As many as a body may have: each bad one costs a hundred times a good one. Raises `TooManyItems`."""
+    if len(found) > MAX_ITEMS:
+        raise TooManyItems
+    return found
 
 
 _NOT_JSON = "not JSON: "
@@ -190,7 +218,16 @@ def _named(raw: bytes, reason: str) -> Refusal:
         named = _NAMED.decode(raw)
     except msgspec.DecodeError:
         return Refusal(reason)
-    return Refusal(reason, _shown(named.call), _shown(named.id))
+    return Refusal(reason, _shown(_plain(named.call)), _shown(_plain(named.id)))
+
+
+def _plain(raw: msgspec.Raw) -> object:
+    """A text or a number; None for anything else."""
+    text = bytes(raw)
+    try:
+        return msgspec.json.decode(text) if text[:1] in _PLAIN else None
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a number beyond all bounds
+        return None
 
 
 def _shown(value: object) -> str | int | None:
@@ -203,58 +240,71 @@ def _shown(value: object) -> str | int | None:
 # One item
 
 
+_HINTS = ("account", "tenant", "endpoint", "context")
+
+
 class _Unfit(Exception):  # noqa: N818 - becomes a Refusal
     """What is wrong with an item, in words for its sender."""
 
 
 def check_items(items: Sequence[Item | Refusal], words: Vocabulary, now: datetime) -> list[Item | Refusal]:
     """The same items, each fit to be taken or refused: calls are texts, moments are aware, in UTC, and there."""
-    checked: list[Item | Refusal] = []
-    for item in items:
+    checked, latest = list(items), now + LATEST_AHEAD
+    for index, item in enumerate(checked):
         if item.__class__ is Refusal:
-            checked.append(item)
             continue
         assert isinstance(item, Item)  # noqa: S101 - for the type checker
         try:
-            _check(item, words, now)
+            _check(item, words, now, latest)
         except _Unfit as unfit:
-            checked.append(Refusal(str(unfit), _shown(item.call), _shown(item.id)))
-        else:
-            checked.append(item)
+            checked[index] = Refusal(str(unfit), _shown(item.call), _shown(item.id))
     return checked
 
 
-def _check(item: Item, words: Vocabulary, now: datetime) -> None:
+def _check(item: Item, words: Vocabulary, now: datetime, latest: datetime) -> None:
+    """Raise `_Unfit`, or make the item fit: this runs for every one there is."""
     if item.status not in words.said:
         raise _Unfit(f"status: must be one of {', '.join(words.said)}")
     item.call = _text("call", item.call, MAX_CALL_CHARACTERS)
     if not item.call:
         raise _Unfit("call: must not be empty")
-    item.at = now if item.at is None else _moment(item.at, now)
+    item.at = now if item.at is None else _moment(item.at, latest)
     if item.from_ is not None:
         item.from_ = _text("from", item.from_, MAX_LINE_CHARACTERS)
     if item.to is not None:
         item.to = _text("to", item.to, MAX_LINE_CHARACTERS)
     if item.answered_by is not None:
         item.answered_by = _text("answered_by", item.answered_by, MAX_LINE_CHARACTERS)
+    if item.account or item.tenant or item.endpoint or item.context:
+        _check_hints(item)
     if item.cause is not None:
         _check_cause(item.cause)
     if isinstance(item.id, str) and len(item.id) > MAX_TEXT_CHARACTERS:
         raise _Unfit(f"id: must have at most {MAX_TEXT_CHARACTERS} characters")
+    if item.ended_by is not None or item.direction is not None:
+        _check_words(item, words)
+
+
+def _check_words(item: Item, words: Vocabulary) -> None:
     if item.ended_by is not None and item.ended_by not in words.parties:
         raise _Unfit(f"ended_by: must be one of {', '.join(words.parties)}")
     if item.direction is not None and item.direction not in words.directions:
         raise _Unfit(f"direction: must be one of {', '.join(words.directions)}")
 
 
+def _check_hints(item: Item) -> None:
+    for name in _HINTS:
+        _text(name, getattr(item, name) or "", MAX_LINE_CHARACTERS)
+
+
 def _text(name: str, value: str | int, limit: int) -> str:
-    text = value if isinstance(value, str) else str(value)
+    text = value if value.__class__ is str else str(value)
     if len(text) > limit or not text.isprintable():
         raise _Unfit(f"{name}: must have at most {limit} printable characters")
     return text
 
 
-def _moment(at: datetime | float, now: datetime) -> datetime:
+def _moment(at: datetime | float, latest: datetime) -> datetime:
     if not isinstance(at, datetime):
         try:
             at = datetime.fromtimestamp(at / 1000, UTC)
@@ -269,7 +319,7 @@ def _moment(at: datetime | float, now: datetime) -> datetime:
             raise _Unfit("at: out of range") from None
     if at < EARLIEST:
         raise _Unfit(f"at: lies in {at.year}; a number means milliseconds since 1970")
-    if at - now > LATEST_AHEAD:
+    if at > latest:
         raise _Unfit("at: lies more than a day ahead")
     return at
 
@@ -300,15 +350,19 @@ def order_of(items: Sequence[Item | Refusal], words: Vocabulary) -> Iterable[int
     Then all of them go by moment, and where moments are equal by the order of a call's life.
     """
     said = words.said
-    latest: dict[object, tuple[object, int]] = {}
+    latest: dict[object, Any] = {}
+    item: Any
     for item in items:
         if item.__class__ is Item:
-            key = (item.at, said[item.status].rank)
             before = latest.get(item.call)
-            if before is not None and key < before:
+            if before is not None and item.at <= before.at and _is_earlier(item, before, said):
                 return sorted(range(len(items)), key=partial(_key, items, said))
-            latest[item.call] = key
+            latest[item.call] = item
     return range(len(items))
+
+
+def _is_earlier(item: Any, other: Any, said: Mapping[str, Said]) -> bool:
+    return bool((item.at, said[item.status].rank) < (other.at, said[other.status].rank))
 
 
 def _key(items: Sequence[Item | Refusal], said: Mapping[str, Said], index: int) -> tuple[datetime, int]:

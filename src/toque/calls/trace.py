@@ -158,9 +158,9 @@ class Onlooker:
         if kind is _SEEN or kind is _NOTED:
             return
         record = self._record
-        item = Heard(signal, now, None if call is None else call.phase)
-        record.block.append(item)
-        if len(record.block) >= BLOCK_ITEMS:
+        block, item = record.block, Heard(signal, now, None if call is None else call.phase)
+        block.append(item)
+        if len(block) >= BLOCK_ITEMS:
             record.close_block()
         if record.followers:
             _follow(record, item)

@@ -38,8 +38,10 @@ from toque.calls.phases import STEPS, Phase
 _ORDER = {Status.INITIATED: 1, Status.RINGING: 2, Status.ANSWERED: 3}
 _FINAL_ORDER = 4
 _BEGINNINGS = (SignalKind.BEGAN, SignalKind.BEGAN_AGAIN)
-_NAMING = (SignalKind.BEGAN, SignalKind.LEG_BEGAN, SignalKind.CALLER_KNOWN)  # signals that may name a line
+_NAMING = frozenset({SignalKind.BEGAN, SignalKind.LEG_BEGAN, SignalKind.CALLER_KNOWN})  # signals that may name a line
 _SIGNS_OF_LIFE = (SignalKind.SEEN, SignalKind.NOTED)
+_UNDER_WAY = (Phase.CALLING, Phase.RINGING)
+_ENDED = Phase.ENDED
 _STALE_TICKETS = 10_000  # entries of calls that are gone, before they are thrown out
 _LONGEST_SLEEP = timedelta(minutes=5)
 _SAVES_IN_PATIENCE = 8  # a call that only shows signs of life is stored so often while it is waited for
@@ -58,7 +60,6 @@ class Patience:
     concluded: timedelta = timedelta(hours=24)  # an ended call that somebody was told about by conclusion: it may yet go on
 
 
-_ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Call)
 
 
@@ -95,8 +96,9 @@ class CallTracker:
         self.observer: Observer | None = None
         self.calls: dict[CallIdentity, Call] = {}
         self._due: list[tuple[datetime, int, CallIdentity]] = []
+        self._unscheduled: dict[CallIdentity, datetime] = {}  # calls whose moment in `_due` has changed, and when that was
         self._ticket = count()
-        self._changes: list[StatusChange] = []
+        self.changes: list[StatusChange] = []  # since they were taken
         self._dirty: dict[CallIdentity, Call] = {}
         self._unmatched: list[Call] = []
         self._late: dict[CallIdentity, SignalKind] = {}
@@ -105,34 +107,40 @@ class CallTracker:
 
     def feed(self, signal: Signal, now: datetime) -> None:
         """Take one signal that arrived at `now` (our clock; `signal.at` is the switch's)."""
-        call = self.calls.get(signal.identity)
+        identity, kind = signal.identity, signal.kind
+        call = self.calls.get(identity)
         if self.observer is not None:
             self.observer.heard(signal, call, now)
-        if call is None or self._begins_again(call, signal):
-            if signal.kind in _SIGNS_OF_LIFE:
+        is_new = call is None or (call.phase is _ENDED and self._begins_again(call, signal))
+        if is_new:
+            if kind in _SIGNS_OF_LIFE:
                 return
             call = self._begin(signal, now)
-        if call.phase is Phase.ENDED:
+        assert call is not None  # noqa: S101 - for the type checker
+        phase = call.phase
+        if phase is _ENDED:
             if call.is_inferred:
                 self.counters.late += 1
-                self._late[call.identity] = signal.kind
+                self._late[identity] = kind
             return
         call.seen_at = now
-        following = STEPS.get((call.phase, signal.kind))
+        following = STEPS.get((phase, kind))
         if following is None:
             if call.saved_at is not None and now - call.saved_at > self._patience_for(call) / _SAVES_IN_PATIENCE:
-                self._dirty[call.identity] = call
+                self._dirty[identity] = call
             return
         if call.told_until is None or signal.at > call.told_until:
             call.told_until = signal.at
-        LEARN[signal.kind](call, signal)
-        self._open_sides(call, signal)
+        LEARN[kind](call, signal)
+        if kind in _NAMING and (not is_new or kind is SignalKind.LEG_BEGAN):  # what else names a line did so as the call began
+            self._open_sides(call, signal)
         self._enter(call, following, signal, now)
-        self._dirty[call.identity] = call
+        self._dirty[identity] = call
 
     def tick(self, now: datetime) -> list[CallIdentity]:
         """Do what has become due; returns the calls that are forgotten from here on."""
         forgotten: list[CallIdentity] = []
+        self._arrange()
         if len(self._due) > 2 * len(self.calls) + _STALE_TICKETS:  # mostly of calls that are long forgotten
             self._due = [(call.wakes_at, next(self._ticket), identity) for identity, call in self.calls.items() if call.wakes_at]
             heapify(self._due)
@@ -152,6 +160,7 @@ class CallTracker:
                 self._decide(call, now)
             else:
                 self._conclude_stale(call, now)
+            self._arrange()
         return forgotten
 
     # What comes out
@@ -162,12 +171,12 @@ class CallTracker:
 
     def take(self) -> tuple[list[StatusChange], list[Snapshot]]:
         """The changes since the last call in their order, and the state of every call they touched that has a side."""
-        changes, dirty = self._changes, self._dirty
-        self._changes, self._dirty = [], {}
+        changes, dirty = self.changes, self._dirty
+        self.changes, self._dirty = [], {}
         for call in dirty.values():
             call.saved_at = call.seen_at
         snapshots = [
-            Snapshot(identity, None if call.phase is Phase.ENDED else _ENCODER.encode(call), call.ended_at)
+            Snapshot(identity, None if call.phase is Phase.ENDED else call.encode(), call.ended_at)
             for identity, call in dirty.items()
             if call.sides
         ]
@@ -175,7 +184,7 @@ class CallTracker:
 
     def waiting(self) -> int:
         """How many changes `take` would give."""
-        return len(self._changes)
+        return len(self.changes)
 
     def take_unmatched(self) -> list[Call]:
         """The calls that ended without ever matching a line, since the last call."""
@@ -197,6 +206,7 @@ class CallTracker:
 
     def next_due(self) -> datetime | None:
         """When `tick` has something to do at the earliest."""
+        self._arrange()
         return self._due[0][0] if self._due else None
 
     # One call's life
@@ -205,7 +215,7 @@ class CallTracker:
     def _begins_again(call: Call, signal: Signal) -> bool:
         """A switch uses an identity again; a repetition of the old call's own messages would not be later than its end."""
         return (
-            call.phase is Phase.ENDED
+            call.phase is _ENDED
             and signal.kind is SignalKind.BEGAN_AGAIN
             and call.ended_at is not None
             and signal.at > call.ended_at
@@ -242,7 +252,11 @@ class CallTracker:
         """
         if signal.direction is Direction.RECEIVED and self.lines.owner(signal.dialled) is not None:
             return None
-        return next((owner for number in signal.callers if (owner := self.lines.owner(number)) is not None), None)
+        for number in signal.callers:
+            owner = self.lines.owner(number)
+            if owner is not None:
+                return owner
+        return None
 
     def _open_by_hints(self, call: Call, signal: Signal) -> None:
         """No number is a line: what else the switch knows of the call may say whose it is."""
@@ -258,7 +272,7 @@ class CallTracker:
         turn out to be somebody's.
         """
         is_answered = call.phase is Phase.ANSWERED
-        if signal.kind not in _NAMING or (is_answered and (call.sides or signal.kind is not SignalKind.CALLER_KNOWN)):
+        if is_answered and (call.sides or signal.kind is not SignalKind.CALLER_KNOWN):
             return
         if signal.kind is SignalKind.CALLER_KNOWN:
             self._open_callers_side(call, signal)
@@ -297,22 +311,24 @@ class CallTracker:
     def _enter(self, call: Call, phase: Phase, signal: Signal, now: datetime) -> None:
         """Go to a phase and do what belongs to it, coming from where the call is."""
         came_from, call.phase = call.phase, phase
-        match phase:
-            case Phase.CALLING | Phase.RINGING:
+        if phase in _UNDER_WAY:
+            if call.gave_up or call.decide_at is not None:
                 self._expect_refusal(call, now)
-                self._progress(call, signal)
-            case Phase.ANSWERED:
-                self._answer(call, signal, came_from, now)
-            case Phase.REFUSED:
-                self._progress(call, signal)
-                self._weigh(call, signal, came_from, now)
-            case Phase.LEAVING:
-                call.decide_at = now + self.patience.straggler
-                self._schedule(call, now)
-            case Phase.ENDED if signal.kind is SignalKind.VANISHED:
+            self._progress(call, signal)
+        elif phase is Phase.ANSWERED:
+            self._answer(call, signal, came_from, now)
+        elif phase is _ENDED:
+            if signal.kind is SignalKind.VANISHED:
                 self._conclude_vanished(call, came_from, signal, now)
-            case Phase.ENDED:
+            else:
                 self._end(call, Status.HUNG_UP, signal.at, now)
+        elif phase is Phase.REFUSED:
+            self._progress(call, signal)
+            self._weigh(call, signal, came_from, now)
+        else:
+            assert phase is Phase.LEAVING  # noqa: S101
+            call.decide_at = now + self.patience.straggler
+            self._schedule(call, now)
 
     def _progress(self, call: Call, signal: Signal) -> None:
         if signal.kind in _BEGINNINGS:
@@ -384,13 +400,15 @@ class CallTracker:
             self._end(call, outcome(call), at, now)
 
     def _end(self, call: Call, status: Status, at: datetime, now: datetime) -> None:
-        at = max([at, *(side.began_at for side in call.sides if side.began_at is not None)])  # stamps may be out of order
+        for side in call.sides:
+            if side.began_at is not None and side.began_at > at:  # stamps may be out of order
+                at = side.began_at
         if not call.is_inferred:
             call.ended_at = at
         self._tell_all(call, status, at)
         if self.observer is not None:
             self.observer.ended(call, status, at, now)
-        call.phase = Phase.ENDED
+        call.phase = _ENDED
         call.decide_at = None
         call.ended_at = at
         call.seen_at = now
@@ -436,7 +454,7 @@ class CallTracker:
             return
         side.told = order
         change = StatusChange(call.identity, side.side, status, at, call.facts(side))
-        self._changes.append(change)
+        self.changes.append(change)
         if self.observer is not None:
             self.observer.told(change)
 
@@ -449,17 +467,23 @@ class CallTracker:
 
     def _patience_for(self, call: Call) -> timedelta:
         """How long a call stays as it is without a sign of life."""
-        match call.phase:
-            case Phase.ENDED:
-                return self.patience.concluded if call.is_inferred and call.sides else self.patience.remembered
-            case Phase.ANSWERED:
-                return self.patience.answered
-            case _:
-                return self.patience.unanswered
+        phase = call.phase
+        if phase is _ENDED:
+            return self.patience.concluded if call.is_inferred and call.sides else self.patience.remembered
+        return self.patience.answered if phase is Phase.ANSWERED else self.patience.unanswered
 
     def _schedule(self, call: Call, now: datetime) -> None:
-        """See that `tick` looks at the call when it is due; before that too, lest ended calls wait here for hours."""
-        wakes_at = min(self._due_of(call), now + _LONGEST_SLEEP)
-        if call.wakes_at is None or wakes_at < call.wakes_at:
-            call.wakes_at = wakes_at
-            heappush(self._due, (wakes_at, next(self._ticket), call.identity))
+        """See that `tick` looks at the call when it is due. When that is, is worked out once for all that is heard at once."""
+        self._unscheduled[call.identity] = now
+
+    def _arrange(self) -> None:
+        """Put what was scheduled into the line; before it is due too, lest ended calls wait there for hours."""
+        if not self._unscheduled:
+            return
+        unscheduled, self._unscheduled = self._unscheduled, {}
+        for identity, now in unscheduled.items():
+            call = self.calls[identity]
+            wakes_at = min(self._due_of(call), now + _LONGEST_SLEEP)
+            if call.wakes_at is None or wakes_at < call.wakes_at:
+                call.wakes_at = wakes_at
+                heappush(self._due, (wakes_at, next(self._ticket), identity))

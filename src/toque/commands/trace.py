@@ -43,16 +43,29 @@ def trace(
 ) -> None:
     """Watch signals and statuses as they come, or explain one call. Numbers are masked (--log-numbers true shows them)."""
     settings = settings_of(flags)
+    if call == "":
+        msg = "CALL must not be empty: a callerid, a number, or the switch's own name of the call"
+        raise InputError(msg)
     if limit is not None and limit < 1:
         msg = "--limit is at least 1"
         raise InputError(msg)
     if pcap is not None:
         _show_calls(_of_recording(pcap, call or number or callerid, settings), limit, settings, as_json=json)
-    elif call is not None:
+        return
+    _must_have_store(settings)
+    if call is not None:
         since_at = parse_moment(since, utc_now(), settings)
         _show_calls(run(_explained(call, source, since_at, settings)), limit or 1, settings, as_json=json)
     else:
         _watch({"number": number, "source": source, "callerid": callerid, "client": client}, limit, settings, as_json=json)
+
+
+def _must_have_store(settings: Settings) -> None:
+    """Or a new one would be made, in a wrong folder or by a wrong user, whose key no server knows."""
+    store = settings.store
+    if isinstance(store, Path) and not store.exists():
+        msg = f"there is no store at {store}: run this as the server's user, with the server's settings (--config, --store)"
+        raise NotDone(msg)
 
 
 # Live

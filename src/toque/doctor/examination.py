@@ -64,6 +64,9 @@ class _Examination:
         else:
             try:
                 await self._with_store(store)
+            except StoreError as error:  # met later than at the first look: a file that is damaged in places
+                advice = "look at its disk; go back to a copy that is well, and keep this file for what is in it"
+                self.found[self.found.index(finding)] = problem("store.opens", f"it opens, but cannot be read: {error}", advice)
             finally:
                 await store.close()
         self.found += [*check_settings(self.settings, callback_tls, self.now), check_machine_clock()]

@@ -16,12 +16,12 @@ from msgspec import Raw
 
 from toque.callbacks.delivery import Delivery, Event
 from toque.callbacks.payload import PayloadWriter
-from toque.calls.identity import callerid, event_id
+from toque.calls.identity import callerid, event_id_of
 from toque.calls.model import CallIdentity, Snapshot, Status, StatusChange
 from toque.store import sqlite_calls as calls
 from toque.store import sqlite_segments as segments
 from toque.store.contract import Appended
-from toque.store.sqlite_calls import Call, CallRow, HeldCalls, SnapshotRow, Told
+from toque.store.sqlite_calls import Call, CallRow, HeldCalls, SnapshotRow
 from toque.store.sqlite_rows import to_us
 from toque.store.sqlite_segments import Segment
 from toque.store.sqlite_writer import Stale
@@ -127,6 +127,7 @@ class Planner:
 
     def __init__(self, payloads: PayloadWriter) -> None:
         self._write = payloads.write
+        self._render = payloads.render
         self.held = HeldCalls()
         self.unwritten = calls.Unwritten()
         self.subscribers = Subscribers()
@@ -141,8 +142,12 @@ class Planner:
         begun: set[CallIdentity] = set()
         unknown: dict[CallIdentity, None] = {}
         for append in appends:
+            before = None
             for change in append.changes:
                 identity = change.identity
+                if identity is before:
+                    continue
+                before = identity
                 if identity not in young and identity not in begun and get(identity) is None:
                     if change.status is Status.INITIATED and not is_doubted:
                         begun.add(identity)
@@ -192,17 +197,16 @@ class Planner:
 
         This runs for every event there is. It is one long loop because calling a function costs as much as what it would do.
         """
-        held, clients, write, number = self.held.young, self.subscribers.clients, self._write, self._number
-        rows, first_seq = plan.events, plan.first_seq
+        held, clients, number = self.held.young, self.subscribers.clients, self._number
+        render, write = self._render, self._write
+        rows = plan.events
+        before = seq = plan.first_seq + len(rows)
         segment = plan.segment
         deliveries: list[Delivery] = []
         left_out: list[StatusChange] = []
-        before = len(rows)
         for change in changes:
             side, identity, status = change.side, change.identity, change.status
-            owner, direction = side.owner, side.direction
-            client_id, pin = owner.client_id, owner.pin
-            wanted = clients.get(client_id)
+            wanted = clients.get(side.owner.client_id)
             if wanted is None:  # the client was removed while the call was in progress
                 continue
             call = held.get(identity) or self._call(identity)
@@ -210,13 +214,10 @@ class Planner:
             if (state.ended_at is not None or state.earlier_ended_at is not None) and not call.owns(change):
                 left_out.append(change)
                 continue
+            of, told, name = call.latest
+            if of is not side:
+                _, told, name = call.telling(side)
             order, word = _STEPS[status]
-            for told in state.told:
-                if told.pin == pin and told.client_id == client_id and told.direction == direction:
-                    break
-            else:
-                told = Told(client_id, str(direction), pin)
-                state.told.append(told)
             if order <= told.order:
                 left_out.append(change)
                 if plan.accepted_at - call.seen_at > _SEEN_AGAIN_US and not call.is_changed:
@@ -228,31 +229,36 @@ class Planner:
                 changed.append(call)
             told.order = order
             told.sequence = sequence = told.sequence + 1
-            seq = first_seq + len(rows)
             if not state.first_seq:
                 state.first_seq = seq
             if order == _FINAL:
                 began_at = change.facts.began_at
                 call.end(change.at if began_at is None or began_at < change.at else began_at, number)
-            uuid = call.callerid
-            identifier = event_id(side, uuid, status)
-            payload, body = write(change, identifier, uuid, sequence)
+            uuid, pin = call.callerid, told.pin
+            identifier = event_id_of(name, status)
             ids = wanted.by_pin.get(pin, wanted.all_pins) if wanted.by_pin else wanted.all_pins
-            rows.append((identifier, client_id, uuid, told.direction, pin, word, sequence, change.at, Raw(payload), ids))
             if ids:
-                event = Event(seq, identifier, client_id, uuid, told.direction, pin, status, sequence, now, payload, body)
+                payload, body = write(change, identifier, uuid, sequence)
+                event = Event(seq, identifier, told.client_id, uuid, told.direction, pin, status, sequence, now, payload, body)
                 deliveries += [Delivery(event, callback_id, 0, None, 0.0, 0, segment) for callback_id in ids]
+            else:
+                payload = render(change, identifier, uuid, sequence)
+            rows.append((identifier, told.client_id, uuid, told.direction, pin, word, sequence, change.at, Raw(payload), ids))
+            seq += 1
         segment.fresh += len(deliveries)
-        return Appended(len(rows) - before, deliveries, left_out)
+        return Appended(seq - before, deliveries, left_out)
 
     def _call(self, identity: CallIdentity) -> Call:
         """A call that is held, or a new one."""
         call = self.held.get(identity)
         if call is None:
             first = callerid(identity, 0)
-            row = self.unwritten.get(calls.key_of(first))
-            call = calls.parse_call(identity, first, row)
-            call.is_new = row is None
+            call = Call(identity, first)
+            row = self.unwritten.get(call.id)
+            if row is None:
+                call.is_new = True
+            else:
+                call = calls.parse_call(identity, first, row)
             self.held.add(call)
         return call
 

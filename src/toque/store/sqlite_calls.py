@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from toque.calls.identity import callerid
-from toque.calls.model import CallIdentity, StatusChange
+from toque.calls.identity import callerid, event_name
+from toque.calls.model import CallIdentity, Side, StatusChange
 from toque.store.sqlite_rows import read_many, write_many
 from toque.store.sqlite_writer import Stale
 
@@ -51,7 +51,7 @@ class Told(msgspec.Struct, array_like=True, gc=False):
     order: int = 0
 
 
-class CallState(msgspec.Struct, array_like=True):
+class CallState(msgspec.Struct, array_like=True, gc=False):
     """What is written of a call. The generation before this one ended at `earlier_ended_at`."""
 
     generation: int = 0
@@ -66,10 +66,21 @@ _ROWS = msgspec.json.Decoder(list[CallRow])
 _encode = msgspec.json.Encoder().encode
 
 
+class Telling(NamedTuple):
+    """A side, how far it has been told, and what the ids of its events have in common."""
+
+    side: Side | None
+    told: Told
+    name: bytes
+
+
+NOBODY = Telling(None, Told("", "", ""), b"")
+
+
 class Call:
     """A call in memory."""
 
-    __slots__ = ("callerid", "callerid0", "ended_in", "id", "identity", "is_changed", "is_new", "seen_at", "state")
+    __slots__ = ("callerid", "callerid0", "ended_in", "id", "identity", "is_changed", "is_new", "latest", "seen_at", "state")
 
     def __init__(self, identity: CallIdentity, callerid0: str, state: CallState | None = None, seen_at: int = 0) -> None:
         self.identity = identity
@@ -81,6 +92,19 @@ class Call:
         self.seen_at = seen_at
         self.ended_in = 0  # the number of the append that ended it, 0 when that was an earlier process's
         self.is_changed = False
+        self.latest: Telling = NOBODY
+
+    def telling(self, side: Side) -> Telling:
+        """What its side needs to be told something. Most calls have one side, so the latest one is kept."""
+        client_id, pin, direction = side.owner.client_id, side.owner.pin, side.direction
+        for told in self.state.told:
+            if told.pin == pin and told.client_id == client_id and told.direction == direction:
+                break
+        else:
+            told = Told(client_id, str(direction), pin)
+            self.state.told.append(told)
+        self.latest = latest = Telling(side, told, event_name(side, self.callerid))
+        return latest
 
     def owns(self, change: StatusChange) -> bool:
         """Whether a change belongs to this call, and not to an earlier one of the same name.
@@ -101,6 +125,7 @@ class Call:
         state.told = []
         state.earlier_ended_at, state.ended_at = state.ended_at, None
         self.callerid = callerid(self.identity, state.generation)
+        self.latest = NOBODY
 
     def end(self, at: datetime, number: int) -> None:
         """The call is over since the append of this number; another one of its name begins later than `at`."""

@@ -15,10 +15,11 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
+import structlog
 
 from toque.callbacks.callback import IntakeCredential
-from toque.calls.http_items import FINAL_RANK, RANKS, Item, Refusal, Vocabulary
-from toque.calls.http_watch import HttpWatch, Result, TooManyItems
+from toque.calls.http_items import FINAL_RANK, RANKS, Item, Refusal, TooManyItems, Vocabulary
+from toque.calls.http_watch import HttpWatch, Result
 from toque.calls.identity import callerid
 from toque.calls.model import CallIdentity, Status
 from toque.errors import InputError, StoreError
@@ -26,7 +27,7 @@ from toque.web.schema import item_schema
 
 EVENTS_PATH, SCHEMA_PATH = "/intake/events", "/intake/schema.json"
 MAX_BODY_BYTES = 16 * 2**20  # 10,000 items of 1.6 KiB
-MAX_HELD_BYTES = 64 * 2**20  # of all bodies that are being read
+MAX_HELD_BYTES = 64 * 2**20  # of all bodies that are being read, or whose items wait for the store
 RETRY_AFTER_S = 1
 TOKEN_PREFIX = "toque_intake_"  # noqa: S105 - by which a leaked token is known for what it is
 _ITEMS_AT_ONCE = 500  # then everybody else on the loop has a turn
@@ -91,6 +92,7 @@ class _Gone(Exception):  # noqa: N818 - nobody is there any more to be told
 
 
 _encode = msgspec.json.Encoder().encode
+_log = structlog.get_logger("toque.intake")
 
 
 def hash_token(token: str) -> str:
@@ -125,6 +127,10 @@ class Ingest:
             body = _encode({"error": problem.error, "message": problem.message}) + b"\n"
         except _Gone:
             return
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or of the store's; the poster reads JSON all the same
+            _log.error("intake.failed", exc_info=error)
+            status, headers = 500, {}
+            body = _encode({"error": "internal", "message": "a mistake of ours; the log of the server says more"}) + b"\n"
         fields = [*_HEADERS, (b"content-length", b"%d" % len(body))]
         fields += [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": fields})
@@ -147,9 +153,17 @@ class Ingest:
         headers = dict(scope["headers"])
         watch = self._poster(headers)
         is_lines = _is_lines(headers)
-        if not self._hinge.can_take():
-            raise _busy("what came before is not stored yet")
+        self._must_keep_up()
         body = await self._body(headers, receive)
+        size = len(body)
+        self._held_bytes += size
+        try:
+            return await self._take_body(watch, body, is_lines=is_lines, is_short=_SHORT in scope["query_string"])
+        finally:
+            self._held_bytes -= size
+
+    async def _take_body(self, watch: HttpWatch, body: bytes, *, is_lines: bool, is_short: bool) -> tuple[int, bytes]:
+        """A whole body, until the store has what came of it."""
         now = self._clock()
         try:
             items = watch.read(body, now, is_lines=is_lines)
@@ -161,7 +175,14 @@ class Ingest:
         repeated = await self._stored()
         if repeated:
             self._correct(results, items, watch.source, repeated)
-        return _told(watch.source, items, results, is_short=_SHORT in scope["query_string"])
+        return _told(watch.source, items, results, is_short=is_short)
+
+    def _must_keep_up(self) -> None:
+        """Not while more waits for the store, or for posters, than memory should hold."""
+        if not self._hinge.can_take():
+            raise _busy("what came before is not stored yet")
+        if self._held_bytes > MAX_HELD_BYTES:
+            raise _busy("too many large bodies at once")
 
     def _poster(self, headers: Mapping[bytes, bytes]) -> HttpWatch:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -210,6 +231,8 @@ class Ingest:
                 results[index] = take_in(item, now)
             if count % _ITEMS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+                if not self._hinge.can_take():  # others may have brought as much meanwhile
+                    raise _busy("what came before is not stored yet")
         self.items += len(items)
         return results
 
@@ -268,13 +291,22 @@ def _too_large(headers: Mapping[str, str]) -> _Problem:
 def _told(source: str, items: list[Item | Refusal], results: list[str], *, is_short: bool) -> tuple[int, bytes]:
     """The status and the answer. Where nothing could be taken, the status says so for those who look at nothing else."""
     refused = results.count(Result.REFUSED)
-    told = [
-        _Told(index, Result.REFUSED, item.call, item.id, None, item.reason)
-        if isinstance(item, Refusal)
-        else _Told(index, results[index], item.call, item.id, callerid(CallIdentity(source, str(item.call)), 0))
-        for index, item in enumerate(items)
-        if not is_short or isinstance(item, Refusal)
-    ] if refused or not is_short else []  # fmt: skip
+    told = _told_of(source, items, results, is_short=is_short) if refused or not is_short else []
     counts = (results.count(Result.ACCEPTED), results.count(Result.REPEATED), results.count(Result.UNMATCHED), refused)
     status = HTTPStatus.UNPROCESSABLE_ENTITY if refused and refused == len(items) else HTTPStatus.OK
     return int(status), _encode(_Answer(*counts, told)) + b"\n"
+
+
+def _told_of(source: str, items: list[Item | Refusal], results: list[str], *, is_short: bool) -> list[_Told]:
+    """What is told of each item; of none but those that are refused, if it is to be short."""
+    told: list[_Told] = []
+    call, uuid = None, ""
+    for index, item in enumerate(items):
+        if isinstance(item, Refusal):
+            told.append(_Told(index, Result.REFUSED, item.call, item.id, None, item.reason))
+        elif not is_short:
+            if item.call != call:  # a call's items often follow each other
+                call = item.call
+                uuid = callerid(CallIdentity(source, str(call)), 0)
+            told.append(_Told(index, results[index], call, item.id, uuid))
+    return told

@@ -27,7 +27,7 @@ _MEANINGS = {
 }
 _SHORTEST = {"call": 1}
 _LONGEST = {"call": MAX_CALL_CHARACTERS, "id": MAX_TEXT_CHARACTERS} | dict.fromkeys(
-    ("from", "to", "answered_by"), MAX_LINE_CHARACTERS
+    ("from", "to", "answered_by", "account", "tenant", "endpoint", "context"), MAX_LINE_CHARACTERS
 )
 
 

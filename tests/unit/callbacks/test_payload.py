@@ -349,3 +349,4 @@ def test_an_event_is_written_as_it_would_be_plainly(zone: ZoneInfo, changes: lis
         payload, body = writer.write(change, "event", "call", 3)
         assert payload == plainly(change, zone)
         assert body == encode_form(payload)
+        assert writer.render(change, "event", "call", 3) == payload

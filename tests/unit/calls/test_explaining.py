@@ -11,7 +11,7 @@ import pytest
 from tests.support.ami_recordings import AmiWatcher, messages, recordings
 from tests.support.esl_watching import EslWatcher, events_of, recorded_bytes
 
-from toque.calls.explaining import row_of, tell_call
+from toque.calls.explaining import matches_of, row_of, tell_call
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import CallIdentity, Cause, Party, Signal, SignalKind, Status
 from toque.calls.trace import Onlooker, Record
@@ -140,6 +140,16 @@ def test_why_no_line_matches() -> None:
         ("hint", "account:acme", "account:acme"),
         ("hint", "context:from-x", None),
     ]
+
+
+@pytest.mark.parametrize(("line", "shown"), [("554130600300", "55413060****"), ("~554130600300|1001", "~55413060****|1001")])
+def test_a_line_that_is_a_whole_number_is_masked_as_numbers_are(line: str, shown: str) -> None:
+    scene = Scene(caller="554130600300")
+    scene.feed(K.BEGAN)
+    for mask, text in ((mask_number, shown), (str, line)):
+        trace = scene.record.gather([IDENTITY])[IDENTITY]
+        match = matches_of(trace, [parse_line("acme", "vendas", line)], "55", mask)[0]
+        assert match["line"] == text
 
 
 def test_a_name_that_is_used_again_begins_another_trace() -> None:

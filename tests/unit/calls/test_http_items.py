@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from toque.calls.http_items import (
     MAX_CALL_CHARACTERS,
+    MAX_ITEMS,
     RANKS,
     Item,
     Refusal,
+    TooManyItems,
     Vocabulary,
     check_items,
     order_of,
@@ -205,3 +207,40 @@ def test_a_call_whose_items_are_out_of_order_is_put_in_order() -> None:
 
 def test_where_moments_are_equal_the_order_of_a_calls_life_counts() -> None:
     assert ordered(("a", "hung_up", 0), ("a", "ringing", 0), ("a", "answered", 0), ("a", "initiated", 0)) == [3, 1, 2, 0]
+
+
+@pytest.mark.parametrize("item", [b"1", b"{}", b'{"call":1,"status":"x"}'])
+def test_too_many_items_are_not_read_one_by_one(item: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen MiB of bad items would hold everybody up for ten seconds, and take a gigabyte."""
+    monkeypatch.setattr("toque.calls.http_items._read_item", lambda _: pytest.fail("it was read"))
+    for count in (MAX_ITEMS + 1, 101 * MAX_ITEMS):
+        with pytest.raises(TooManyItems):
+            read_items(b"[" + b",".join([item] * count) + b"]")
+        with pytest.raises(TooManyItems):
+            read_items(b"\n\n".join([item] * count), is_lines=True)
+
+
+@pytest.mark.parametrize("number", [b"9" * 5000, b"1e999"])
+@pytest.mark.parametrize("member", [b"call", b"id", b"at"])
+def test_a_number_beyond_all_bounds_is_one_bad_item(member: bytes, number: bytes) -> None:
+    bad = b'{"status":"ringing","call":"1","%s":%s}' % (member, number)
+    (alone,), (first, second) = read(bad), read(b"[%s,%s]" % (bad, json.dumps(GOOD).encode()))
+    assert isinstance(alone, Refusal)
+    assert alone == first
+    assert second == Item("1", "ringing", NOW)
+
+
+@pytest.mark.parametrize("member", ["call", "id"])
+def test_of_a_bad_items_name_no_more_is_repeated_than_a_name_may_have(member: str) -> None:
+    (told,) = read(GOOD | {"status": 1, member: "x" * 1000})
+    assert getattr(told, member) == "x" * MAX_CALL_CHARACTERS
+    (told,) = read(GOOD | {"status": 1, member: [["x"] * 1000]})
+    assert getattr(told, member) is None
+
+
+@pytest.mark.parametrize("member", ["account", "tenant", "endpoint", "context"])
+def test_hints_are_as_short_as_lines(member: str) -> None:
+    assert refusal(**{member: "x" * 201}) == f"{member}: must have at most 200 printable characters"
+    assert refusal(**{member: "a\nb"}) == f"{member}: must have at most 200 printable characters"
+    (item,) = read(GOOD | {member: "x" * 200})
+    assert isinstance(item, Item)

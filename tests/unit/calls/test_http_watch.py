@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from toque.callbacks.callback import Client
 from toque.callbacks.payload import DIRECTION_WORDS, PARTY_WORDS, STATUS_WORDS, PayloadWriter
 from toque.calls.gone_watch import GoneWatch
-from toque.calls.http_items import Refusal, Vocabulary
-from toque.calls.http_watch import HttpWatch, Result, TooManyItems
+from toque.calls.http_items import Refusal, TooManyItems, Vocabulary
+from toque.calls.http_watch import HttpWatch, Result
 from toque.calls.lines import LineBook, parse_line
 from toque.calls.model import Cause, Direction, Party, Status, StatusChange
 from toque.errors import InputError

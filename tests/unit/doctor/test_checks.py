@@ -185,6 +185,22 @@ async def test_a_store_that_somebody_holds(tmp_path: Path, monkeypatch: pytest.M
     assert told["server.running"]["level"] == "problem"
 
 
+async def test_a_store_that_is_damaged_in_places(tmp_path: Path) -> None:
+    given = settings(store=f"sqlite://{tmp_path}/toque.db", http="127.0.0.1:1")
+    await sqlite.SqliteStore(given.store, PAYLOADS).close()
+    with contextlib.closing(sqlite3.connect(given.store)) as database:
+        [(page,)] = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'segments'")
+        [(size,)] = database.execute("PRAGMA page_size")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with Path(given.store).open("r+b") as file:  # type: ignore[arg-type]
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    result = await examine(given)
+    told = {one["id"]: one for one in result["checks"]}
+    assert (told["store.opens"]["level"], "malformed" in told["store.opens"]["text"]) == ("problem", True)
+    assert "machine.clock" in told
+
+
 async def test_whether_a_server_has_the_store_is_seen_without_touching_it(tmp_path: Path) -> None:
     path = tmp_path / "toque.db"
     assert is_locked(path) is False
