@@ -235,17 +235,18 @@ class SipLegs:
             return None
         numbers = (message.request_user or message.to_user, message.diverted_user, message.from_user, *message.asserted_users)
         keys = {key for name in {compared(number) for number in numbers} - {""} for key in self._with_number(name)}
-        fitting = [(likeness, key) for key in keys if (likeness := self._likeness(key, message, source)) is not None]
+        sent = [key for key in keys if self._received[key].may_have_sent(message, source)]  # hardly any, so it is asked first
+        fitting = [(likeness, key) for key in sent if (likeness := self._likeness(key, message)) is not None]
         return _the_likeliest(fitting)
 
-    def _likeness(self, key: str, message: SipMessage, source: str) -> Likeness | None:
-        """How likely this INVITE is a leg of that call; None if it is none."""
+    def _likeness(self, key: str, message: SipMessage) -> Likeness | None:
+        """How likely this INVITE, by whom that call was sent to, is a leg of it; None if it is none."""
         received = self._received[key]
         number, callers = message.request_user or message.to_user, (message.from_user, *message.asserted_users)
         is_caller = received.is_called_by(callers)
         is_dialled = compared(number) == compared(received.dialled) != ""
         is_called = is_dialled or compared(message.diverted_user) == compared(received.dialled) != ""
-        if not (received.may_have_sent(message, source) and received.takes_leg(number, is_caller, is_called)):
+        if not received.takes_leg(number, is_caller, is_called):
             return None
         kinship = self._kinship(CallIdentity(self.source, key), callers, number, is_called=is_dialled)
         is_likelier = kinship is Kinship.TOLD and received.is_waiting  # a guess that tells nobody of what is not theirs
