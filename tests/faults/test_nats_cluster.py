@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import pytest
 from tests.support.nats_servers import NatsServers
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 TELLERS = 8
 AGAIN_S = 0.2
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,16 @@ class Worker:
         await asyncio.gather(*self._tasks)
 
 
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again while the engine elects: of each of its streams another server may have been the leader."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await ask()
+            except StoreError:
+                await asyncio.sleep(AGAIN_S)
+
+
 async def waiting(store: NatsStore, callback_id: int) -> list[Key]:
     found: list[Key] = []
     after = 0
@@ -151,8 +163,8 @@ async def check(tellers: Tellers, worker: Worker, cluster: NatsServers, prefix: 
     await worker.end()
     handed = [key(delivery) for delivery in tellers.deliveries]
     assert len(handed) == len(set(handed)) == 4 * len(tellers.told)
-    (callback_id,) = (await tellers.store.registry()).callbacks
-    left_over = await waiting(tellers.store, callback_id)
+    (callback_id,) = (await patiently(tellers.store.registry)).callbacks
+    left_over = await patiently(lambda: waiting(tellers.store, callback_id))
     assert len(worker.delivered) == len(set(worker.delivered)), "what was settled came back"
     assert sorted(left_over + worker.delivered) == sorted(handed)
     lanes: dict[str, list[int]] = {}
@@ -162,9 +174,9 @@ async def check(tellers: Tellers, worker: Worker, cluster: NatsServers, prefix: 
     await tellers.store.close()
     store = opened(cluster, prefix)
     try:
-        await store.recover()
-        assert await waiting(store, callback_id) == left_over
-        assert await store.open_calls() == []
+        await patiently(store.recover)
+        assert await patiently(lambda: waiting(store, callback_id)) == left_over
+        assert await patiently(store.open_calls) == []
     finally:
         await store.close()
 

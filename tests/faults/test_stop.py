@@ -189,9 +189,9 @@ BAD_SETTINGS: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "store",
         {"flags": ["--store", "postgres://x"]},
-        ["store (flag --store)", "sqlite:///absolute/path or sqlite:relative/path"],
+        ["store (flag --store)", "sqlite:///absolute/path, sqlite:relative/path or nats://host:port"],
     ),
-    ("store to come", {"store": "nats://x"}, ["store (environment TOQUE_STORE)", "sqlite:///path"]),
+    ("store without servers", {"store": "nats://"}, ["store (environment TOQUE_STORE)", "nats://host:port, with commas"]),
     ("store in no folder", {"store": "sqlite:///dev/null/x.db"}, ["store", "/dev/null/x.db cannot be opened for writing"]),
     ("time", {"token_lifetime": "soon"}, ["token_lifetime (environment TOQUE_TOKEN_LIFETIME)", "'soon'", '"30s", "10m" or "4h"']),
     ("time too long", {"flags": ["--stop-grace", "1h"]}, ["stop_grace (flag --stop-grace)", "from 0 to 300 seconds"]),
