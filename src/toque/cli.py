@@ -16,7 +16,7 @@ import cyclopts
 from cyclopts import App
 
 from toque import __version__
-from toque.commands import callbacks, clients, doctor, intake, lines, measurements, replays, serving, trace
+from toque.commands import callbacks, clients, doctor, intake, lines, measurements, replays, serving, storage, trace
 from toque.commands.terminal import NotDone
 from toque.errors import InputError, SettingsError, StoreError
 from toque.telemetry import printable
@@ -32,7 +32,7 @@ app.command(serving.serve)
 app.command(serving.demo)
 app.command(doctor.doctor)
 app.command(trace.trace)
-for _group in (clients, lines, callbacks, intake, replays, measurements):
+for _group in (clients, lines, callbacks, intake, replays, storage, measurements):
     app.command(_group.app)
 
 

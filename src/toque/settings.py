@@ -252,6 +252,14 @@ def _nats(text: str) -> NatsServers:
     return NatsServers(servers, unquote(user) if at else None, unquote(password) if at else None)
 
 
+def store_named(text: str, source: str) -> Path | NatsServers:
+    """The engine that an argument of a command names; `source` says which. Raises `SettingsError`."""
+    try:
+        return _store(text)
+    except _Unusable as error:
+        raise SettingsError("store", source, str(error)) from None
+
+
 def nats_servers(text: str) -> NatsServers:
     """The engine that a flag `--store` of a measurement names. Raises `SettingsError`."""
     try:

@@ -467,6 +467,7 @@ def test_every_command_explains_itself(run: Commands):
         *(("intake", word) for word in ("add", "list", "rotate", "remove")),
         *(("callback", word) for word in ("list", "disable", "enable", "dead", "test", "rotate")),
         *(("replay", word) for word in ("list", "cancel")),
+        ("store", "copy"),
         *(("bench", word) for word in ("deliver", "latency", "isolation", "backlog", "intake", "ami")),
     }
     for words in found:

@@ -47,6 +47,7 @@ StoreFlags: Any = flags_of("store")
 RotateFlags: Any = flags_of("store", "rotation_overlap")
 LineFlags: Any = flags_of("store", "country")
 TestFlags: Any = flags_of("store", "allow_networks", "ca_file", "connect_timeout", "attempt_timeout", "time_zone")
+MoveFlags: Any = flags_of()
 ReplayFlags: Any = flags_of("store", "time_zone")
 Json = Annotated[bool, Parameter(help="print the result as JSON", negative=())]
 
