@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,7 +68,7 @@ class Condition:
         shows = wanted.get("numbers") == "whole"
         return await self.tracing.find(wanted["q"], source=wanted.get("source"), shows_numbers=shows)
 
-    def trace(self, wanted: Mapping[str, str]) -> AsyncIterator[bytes]:
+    def trace(self, wanted: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """What happens from now on. Raises `TooBusyError`."""
         chosen = {name: wanted.get(name) for name in ("number", "source", "callerid", "client")}
         try:

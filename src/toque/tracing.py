@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -141,13 +141,13 @@ class Tracing:
                     await self._all_gone.wait()
         return not self._watchers
 
-    def watch(self, wanted: Wanted) -> AsyncIterator[bytes]:
+    def watch(self, wanted: Wanted) -> AsyncGenerator[bytes, None]:
         """What happens from now on, as lines of JSON. Raises `TooManyWatchersError`, and that at once."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise TooManyWatchersError
         return self._lines_of(Watcher(wanted, self._country))
 
-    async def _lines_of(self, watcher: Watcher) -> AsyncIterator[bytes]:
+    async def _lines_of(self, watcher: Watcher) -> AsyncGenerator[bytes, None]:
         """A line in each silence shows that the server is there, and finds out whether the watcher is."""
         silent_s = _SILENCE_S
         self._watchers.append(watcher)

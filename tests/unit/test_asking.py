@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from toque.errors import SettingsError
 from toque.server import running
 from toque.settings import Address, Settings, load_settings
 from toque.sources.link import CONNECTED
-from toque.tracing import Tracing
+from toque.tracing import MAX_WATCHERS, Tracing
 from toque.web.operator import mint_operator_token
 
 
@@ -77,6 +78,25 @@ async def test_a_watcher_that_does_not_read_holds_nothing_up(tmp_path: Path, cap
             await flood(server.tracing)
     stuck.close()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_of_many_who_come_at_once_so_many_may_watch_and_no_more(tmp_path: Path) -> None:
+    async with running(settings_in(tmp_path)) as server:
+        token = mint_operator_token(await server.store.token_key(), datetime.now(UTC))
+        request = f"GET /operator/trace HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        streams = [await asyncio.open_connection("127.0.0.1", server.http_port) for _ in range(3 * MAX_WATCHERS)]
+        for _, writer in streams:
+            writer.write(request)
+        async with asyncio.timeout(30):
+            codes = Counter([(await reader.readuntil(b"\r\n")).split()[1] for reader, _ in streams])
+            watching = len(server.tracing.record.followers)
+            for _, writer in streams:
+                writer.close()
+                await writer.wait_closed()
+            while server.tracing.record.followers:
+                await asyncio.sleep(0.01)
+        assert codes == {b"200": MAX_WATCHERS, b"429": 2 * MAX_WATCHERS}
+        assert watching == MAX_WATCHERS
 
 
 async def flood(tracing: Tracing) -> None:

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_dropped_and_counted(tracing: Tracing) -> None:
 
 
 async def test_a_stream_lives_until_its_watcher_goes_or_the_server_does(tracing: Tracing) -> None:
-    async with aclosing(tracing.watch(Wanted())) as lines:  # type: ignore[type-var]
+    async with aclosing(tracing.watch(Wanted())) as lines:
         assert json.loads(await anext(lines)) == {"what": "watching"}
         assert len(tracing.record.followers) == 1
         begin(tracker_of(tracing), "a")
@@ -107,7 +107,7 @@ async def test_who_does_not_read_is_not_waited_for(tracing: Tracing) -> None:
     await anext(stuck)
     async with asyncio.timeout(5):
         assert not await tracing.close()
-    await stuck.aclose()  # type: ignore[attr-defined]
+    await stuck.aclose()
     assert await tracing.close()
 
 
@@ -118,9 +118,9 @@ async def test_so_many_may_watch_and_no_more(tracing: Tracing) -> None:
     with pytest.raises(TooManyWatchersError):
         tracing.watch(Wanted())
     for stream in streams:
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
     await anext(again := tracing.watch(Wanted()))
-    await again.aclose()  # type: ignore[attr-defined]
+    await again.aclose()
 
 
 async def test_calls_are_found_by_what_people_know_of_them(tracing: Tracing) -> None:

@@ -7,7 +7,8 @@ the one in it. An operator's token opens nothing of the customers' API, nor a cu
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -40,8 +41,8 @@ class Operating(Protocol):
     async def calls(self, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
         """The recent calls that `q` names."""
 
-    def trace(self, wanted: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """Lines of JSON, until the server stops. Raises `TooBusyError`."""
+    def trace(self, wanted: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """Lines of JSON, the first at once, until the server stops. Raises `TooBusyError`, and that at once."""
 
 
 def operator_key(token_key: bytes) -> bytes:
@@ -89,11 +90,19 @@ def operator_routes(gate: Gate, operating: Operating) -> list[Any]:
             lines = operating.trace(wanted)
         except TooBusyError:
             return _json(429, {"error": "as many watch already as may"})
-        return Stream(lines, media_type=_NDJSON, headers=_HEADERS)
+        first = await anext(lines, b"")  # not later: who has begun to watch is counted, and who comes at the same time is not
+        return Stream(_beginning(first, lines), media_type=_NDJSON, headers=_HEADERS)
 
     return [
         _route(gate, path, answer) for path, answer in ((STATE_PATH, tell_state), (CALLS_PATH, tell_calls), (TRACE_PATH, stream))
     ]
+
+
+async def _beginning(first: bytes, lines: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(lines):
+        yield first
+        async for line in lines:
+            yield line
 
 
 def _route(gate: Gate, path: str, answer: Callable[[Mapping[str, str]], Awaitable[Response[Any]]]) -> Any:

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import pytest
+
+from toque.calls.call import Call, Leg
 from toque.calls.lines import LineBook, parse_line
-from toque.calls.model import CallIdentity, Signal, SignalKind
+from toque.calls.model import (
+    CallFacts,
+    CallIdentity,
+    Cause,
+    Direction,
+    Owner,
+    Side,
+    Signal,
+    SignalKind,
+    Status,
+    StatusChange,
+)
 from toque.calls.trace import BLOCK_ITEMS, Heard, Onlooker, Record
 from toque.calls.tracker import CallTracker
 
@@ -40,6 +55,52 @@ def test_long_texts_count() -> None:
         tracker.feed(signal("x" * 10_000 + str(number)), NOW)
         assert record.bytes <= 4 * BLOCK_ITEMS * 10_000
     assert sum(map(len, record.blocks())) >= 2 * BLOCK_ITEMS
+
+
+LONG = "x" * 10_000
+WITH_LONG_TEXTS = {
+    "another number of the caller": {"callers": ("1001", LONG)},
+    "the dialled number": {"dialled": LONG},
+    "whom a leg reaches": {"number": LONG},
+    "a leg's name": {"leg": LONG},
+    "a hint": {"hints": ("account:1", LONG)},
+    "a cause": {"cause": Cause(text=LONG)},
+    "letters of four bytes": {"dialled": "\N{TELEPHONE RECEIVER}" * 2_500},
+}
+
+
+@pytest.mark.parametrize("texts", WITH_LONG_TEXTS.values(), ids=WITH_LONG_TEXTS.keys())
+def test_every_long_text_of_a_signal_counts(texts: dict[str, Any]) -> None:
+    record = Record()
+    onlooker = Onlooker("pbx", record)
+    for _ in range(BLOCK_ITEMS):
+        onlooker.heard(Signal(CallIdentity("pbx", "a"), SignalKind.LEG_BEGAN, NOW, **texts), None, NOW)
+    assert record.bytes > BLOCK_ITEMS * 10_000
+
+
+@pytest.mark.parametrize("texts", [{"caller": LONG}, {"dialled": LONG}, {"answered_by": LONG}, {"cause": Cause(text=LONG)}])
+def test_every_long_text_that_is_told_counts(texts: dict[str, Any]) -> None:
+    """The signal that brought it may be forgotten before."""
+    record = Record()
+    onlooker = Onlooker("pbx", record)
+    facts = CallFacts(**{"caller": "1001", "dialled": "1002"} | texts)
+    change = StatusChange(CallIdentity("pbx", "a"), Side(Owner("acme", "1001"), Direction.MADE), Status.INITIATED, NOW, facts)
+    for _ in range(BLOCK_ITEMS):
+        onlooker.told(change)
+    record.close_block()
+    assert record.bytes > BLOCK_ITEMS * 10_000
+
+
+@pytest.mark.parametrize(
+    "legs", [{LONG: Leg()}, {"a": Leg(LONG)}, {"a": Leg(cause=Cause(text=LONG))}, {str(n): Leg() for n in range(100)}]
+)
+def test_the_legs_of_an_ended_call_count(legs: dict[str, Leg]) -> None:
+    record = Record()
+    onlooker = Onlooker("pbx", record)
+    for _ in range(BLOCK_ITEMS):
+        onlooker.ended(Call("pbx", "a", "1001", "1002", NOW, legs=legs), Status.FAILED, NOW, NOW)
+    record.close_block()
+    assert record.bytes > BLOCK_ITEMS * 10_000
 
 
 def test_signs_of_life_take_no_place() -> None:
