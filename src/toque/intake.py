@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -37,6 +38,7 @@ _MANY_WAITERS = 50  # a commit's worth
 # Which statuses of which calls the store had accepted before.
 Repeated = frozenset[tuple[CallIdentity, Status]]
 _NOTHING_REPEATED: Repeated = frozenset()
+Listener = Callable[[Repeated | StoreError | IllegalStep], None]
 
 
 class Watch(Protocol):
@@ -59,6 +61,12 @@ class Watch(Protocol):
 
     def take_late(self) -> dict[CallIdentity, SignalKind]:
         """The calls that showed a sign of life after their end had been concluded, since the last call, and the last sign."""
+
+    def take_crowded(self) -> int:
+        """How many calls under way that matched no line were forgotten for want of room, since the last call."""
+
+    def forget(self, identity: CallIdentity) -> None:
+        """Remember nothing of a call: what is heard of it next begins it anew. What its sides were told waits to be taken."""
 
     def restore(self, state: bytes, now: datetime) -> None:
         """Go on with a call. Raises `ValueError` for bytes that are no snapshot of ours."""
@@ -93,14 +101,15 @@ class Intake:
         self._changes: list[StatusChange] = []
         self._snapshots: dict[CallIdentity, Snapshot] = {}
         self._wake = asyncio.Event()
-        self._waiters: list[asyncio.Future[Repeated]] = []  # of what the watches hold
-        self._covered: list[asyncio.Future[Repeated]] = []  # of what is collected
+        self._waiters: list[Listener] = []  # of what the watches hold
+        self._covered: list[Listener] = []  # of what is collected
         self._released_s = 0.0  # monotonic: when several posters were told at once
         self._is_failing = False
         self._is_stopping = False
         self._idle = asyncio.Event()
         self._log = structlog.get_logger("toque.intake")
         self._sparingly = Sparingly(time.monotonic)
+        self._crowding = Sparingly(time.monotonic)  # its own: what crowds is mostly told as unmatched before
         self.events = 0
 
     def add(self, watch: Watch) -> None:
@@ -154,16 +163,20 @@ class Intake:
 
         Raises `StoreError` when the store did not take it now. It is kept, and goes with the next attempt.
         """
-        if self._idle.is_set():
-            msg = "the server has stopped"
-            raise StoreError(msg)
         waiter: asyncio.Future[Repeated] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        self._wake.set()
+        self.tell(partial(_resolve, waiter))
         try:
             return await waiter
         finally:
             del waiter  # an error from it knows this frame, and would keep it, and whoever waits with all that he brought
+
+    def tell(self, listener: Listener) -> None:
+        """Call this once with what `durable` comes to. It costs no task and no future; the listener must not raise."""
+        if self._idle.is_set():
+            listener(StoreError("the server has stopped"))
+            return
+        self._waiters.append(listener)
+        self._wake.set()
 
     def can_take(self) -> bool:
         """Whether who waits for what he says to be durable should say more: not while the store refuses, and not at the end."""
@@ -240,17 +253,16 @@ class Intake:
         waiters, self._covered = self._covered, []
         if len(waiters) > 1:  # one who waits alone is not to wait for others
             self._released_s = time.monotonic()
-        for waiter in waiters:
-            if waiter.done():  # its request is gone
-                continue
-            if isinstance(told, frozenset):
-                waiter.set_result(told)
-            else:
-                waiter.set_exception(type(told)(*told.args))
+        for tell in waiters:
+            tell(told)
 
-    def _collect(self) -> None:
+    def _cover(self) -> None:
+        """Those who wait are told with what is collected."""
         self._covered += self._waiters
         self._waiters = []
+
+    def _collect(self) -> None:
+        self._cover()
         now = self._clock()
         for watch in self._watches.values():
             watch.tick(now)
@@ -263,6 +275,13 @@ class Intake:
                     self._log.warning("call.late", source=watch.source, call=identity.key, sign=str(sign))
             for call in watch.take_unmatched():
                 self._report_unmatched(watch.source, call.caller, call.dialled)
+            if watch.take_crowded() and self._crowding.admits():
+                self._log.warning(
+                    "call.crowded",
+                    source=watch.source,
+                    forgotten=watch.tracker.counters.crowded,
+                    held_back=self._crowding.take_held_back(),
+                )
 
     async def _append(self) -> None:
         """Try once to have the store take everything, a part at a time; what it does not take stays where it is."""
@@ -274,6 +293,7 @@ class Intake:
                     appended = await self._store.append(part, list(snapshots.values()))
                 except IllegalStep as error:
                     await self._append_call_by_call(part, snapshots)
+                    self._cover()  # who repeated meanwhile what is lost was taken to say nothing new
                     told = error
                 else:
                     self._changes = self._changes[len(part) :]
@@ -299,7 +319,10 @@ class Intake:
         return part, {identity: snapshot for identity, snapshot in self._snapshots.items() if identity in whole}
 
     async def _append_call_by_call(self, part: list[StatusChange], snapshots: dict[CallIdentity, Snapshot]) -> None:
-        """A bug of ours makes the store refuse the part for good: only the calls concerned are lost, and loudly."""
+        """A bug of ours makes the store refuse the part for good: only the calls concerned are lost, and loudly.
+
+        Their watch forgets them, so that whoever says it all again is not told that it is known.
+        """
         calls: dict[CallIdentity, list[StatusChange]] = {}
         for change in part:
             calls.setdefault(change.identity, []).append(change)
@@ -315,6 +338,7 @@ class Intake:
                     self._log.critical(
                         "call.unacceptable", source=identity.source, call=identity.key, problem=str(error), events=len(changes)
                     )
+                    self._watches[identity.source].forget(identity)
                 done.add(identity)
         finally:
             left = [change for change in part if change.identity not in done]
@@ -336,6 +360,15 @@ class Intake:
                 unmatched=self.unmatched,
                 held_back=self._sparingly.take_held_back(),
             )
+
+
+def _resolve(waiter: asyncio.Future[Repeated], told: Repeated | StoreError | IllegalStep) -> None:
+    if waiter.done():  # its request is gone
+        return
+    if isinstance(told, frozenset):
+        waiter.set_result(told)
+    else:
+        waiter.set_exception(type(told)(*told.args))
 
 
 def _without(snapshots: dict[CallIdentity, Snapshot], taken: Collection[CallIdentity]) -> dict[CallIdentity, Snapshot]:

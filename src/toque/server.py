@@ -63,7 +63,7 @@ from toque.web.access import Access
 from toque.web.app import make_app
 from toque.web.connection import HttpConnection
 from toque.web.directcall import Deployment, DirectcallApi
-from toque.web.ingest import Ingest, beside
+from toque.web.ingest import Beside, Ingest
 from toque.web.operator import TRACE_PATH, Gate, operator_routes
 
 _HEALTH_AGE_S = 1.0  # a health answer is at most this old, so that probes cost no fsync each
@@ -277,7 +277,7 @@ class Server:
         self.http_port = self._http_socket.getsockname()[1]
         routes = operator_routes(Gate(token_key, self._clock), self._condition())
         app = make_app(api, partial(self._tell_health, health), routes)
-        self._http = HttpServer(self._http_config(beside(self.ingest, app)))
+        self._http = HttpServer(self._http_config(Beside(self.ingest, app)))
 
     def _condition(self) -> Condition:
         return Condition(

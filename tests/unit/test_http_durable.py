@@ -107,6 +107,33 @@ async def test_what_can_never_be_stored_is_not_acknowledged() -> None:
         assert await desk.say("c2", "initiated") == frozenset()
 
 
+async def test_what_could_not_be_stored_can_be_said_again() -> None:
+    async with at_work() as desk:
+        desk.disk.errors = [IllegalStep("a bug"), IllegalStep("a bug")]
+        with pytest.raises(IllegalStep):
+            await desk.say("c1", "initiated")
+        assert await desk.say("c1", "initiated") == frozenset()
+        assert [(change.identity.key, change.status) for change in desk.disk.taken] == [("c1", Status.INITIATED)]
+
+
+async def test_who_repeats_what_is_being_lost_is_not_told_that_it_is_known() -> None:
+    async with at_work() as desk:
+        desk.disk.errors = [IllegalStep("a bug"), IllegalStep("a bug")]
+        desk.disk.gate.clear()
+        first = desk.say("c1", "initiated")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        second, other = desk.say("c1", "initiated"), desk.say("c2", "initiated")
+        await asyncio.sleep(0)
+        desk.disk.gate.set()
+        for request in (first, second, other):
+            with pytest.raises(IllegalStep):
+                await request
+        assert await desk.say("c1", "initiated") == frozenset()
+        assert await desk.say("c2", "initiated") == frozenset()
+        assert [change.identity.key for change in desk.disk.taken] == ["c2", "c1"]
+
+
 @pytest.mark.parametrize("tells", [True, False])
 async def test_it_tells_what_was_no_news(tells: bool) -> None:
     async with at_work() as desk:

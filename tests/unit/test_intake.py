@@ -21,6 +21,7 @@ import toque.intake
 from toque.callbacks.callback import Client
 from toque.callbacks.delivery import Delivery, Event
 from toque.callbacks.payload import PayloadWriter
+from toque.calls import tracked
 from toque.calls.call import Call
 from toque.calls.hep_packet import SIP, HepPacket
 from toque.calls.lines import LineBook, parse_line
@@ -399,7 +400,35 @@ async def test_a_snapshot_that_the_store_refuses_is_told_too() -> None:
         assert statuses(at.offered, "a") == WHOLE_CALL
 
 
+async def test_the_watch_forgets_a_call_that_the_store_refuses_for_good() -> None:
+    async with desk() as at:
+        at.store.poisoned = {"b"}
+        with capture_logs():
+            at.feed(whole_call("b"))
+            await at.rest()
+        assert (at.intake.calls, len(at.watch.dialogs), len(at.watch.legs)) == (0, 0, 0)
+        at.store.poisoned = set()
+        at.feed(whole_call("b"))
+        await at.rest()
+        assert statuses(at.offered, "b") == WHOLE_CALL
+
+
 # Calls of nobody
+
+
+async def test_calls_of_nobody_that_are_too_many_are_forgotten_and_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracked, "MAX_UNMATCHED", 20)
+    async with desk() as at:
+        with capture_logs() as logs:
+            for number in range(100):
+                call = ProxiedCall(f"n{number}", "5521999990003", "5521999990004")
+                call.invite()
+                at.feed(call.packets)
+                await at.rest()
+                assert at.intake.calls <= 20
+    assert {(log["event"], log["log_level"], log["source"]) for log in logs} == {("call.crowded", "warning", "hep")}
+    assert len(logs) == 20  # a minute
+    assert 0 < logs[0]["forgotten"] < logs[-1]["forgotten"] < 80  # since the start
 
 
 async def test_calls_of_nobody_are_counted_and_told_with_masked_numbers() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from urllib.parse import quote_plus
 from zoneinfo import ZoneInfo
@@ -87,6 +87,7 @@ class PayloadWriter:
         self._spans = keep(_spans)
         self._closing = keep(self._close)
         self._minute = keep(self._spell_minute)
+        self._minute_of = keep(self._spell_minute_of)
         self._spelled = keep(self._spell)
         self._read = keep(self._spell_json)
         self._open_end, _ = self._close(None, None, None, is_inferred=False)
@@ -99,7 +100,8 @@ class PayloadWriter:
         spell, answered_at = self._read, facts.answered_at
         began, _ = spell(facts.began_at)
         answered, _ = _UNKNOWN if answered_at is None else spell(answered_at)
-        _, moment = spell(change.at)
+        at = change.at
+        at_read, moment = spell(at)
         ended, spans = "null", _NO_SPANS
         if status in _PROGRESS:
             if answered_at is not None:
@@ -109,7 +111,8 @@ class PayloadWriter:
             else:
                 closing, _ = self._closing(facts.pbx_answered_at, None, None, facts.is_inferred)
         else:
-            ended, _ = spell(facts.ended_at)
+            ended_at = facts.ended_at
+            ended = at_read if ended_at is at else spell(ended_at)[0]
             spans, _ = self._spans(_seconds(ring_time(facts, status)), _seconds(talk_time(facts, status)))
             closing, _ = self._closing(facts.pbx_answered_at, facts.hung_up_by, facts.cause, facts.is_inferred)
         return (
@@ -169,12 +172,18 @@ class PayloadWriter:
         )
 
     def _spell_json(self, moment: datetime | None) -> tuple[str, str]:
-        """The same as JSON alone."""
+        """The same as JSON alone. Where the moment is in UTC, as nearly all are, its text says which minute it lies in."""
         if moment is None:
             return _UNKNOWN
-        day, minute, offset = self._minute(moment.replace(second=0, microsecond=0))
-        second = f"{moment.second:02d}"
-        return f'"{day} {minute}{second}"', f'"{day}T{minute}{second}.{moment.microsecond // 1000:03d}{offset}"'
+        if moment.tzinfo is not UTC:
+            moment = moment.astimezone(UTC)
+        text = moment.isoformat("T", "milliseconds")
+        day, minute, offset = self._minute_of(text[:16])
+        return f'"{day} {minute}{text[17:19]}"', f'"{day}T{minute}{text[17:23]}{offset}"'
+
+    def _spell_minute_of(self, text: str) -> tuple[str, str, str]:
+        """The same, of the minute in UTC that is spelled so."""
+        return self._spell_minute(datetime.fromisoformat(text).replace(tzinfo=UTC))
 
     def _spell_minute(self, minute: datetime) -> tuple[str, str, str]:
         """Day, hours and minutes with their colons, and the offset: the part of a moment that a zone has a say in."""

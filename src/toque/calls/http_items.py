@@ -261,18 +261,23 @@ def check_items(items: Sequence[Item | Refusal], words: Vocabulary, now: datetim
     return checked
 
 
-def _check(item: Item, words: Vocabulary, now: datetime, latest: datetime) -> None:
+def _check(item: Item, words: Vocabulary, now: datetime, latest: datetime) -> None:  # noqa: C901 - a call costs as much as a check
     """Raise `_Unfit`, or make the item fit: this runs for every one there is."""
     if item.status not in words.said:
         raise _Unfit(f"status: must be one of {', '.join(words.said)}")
-    item.call = _text("call", item.call, MAX_CALL_CHARACTERS)
-    if not item.call:
+    call = item.call
+    # Most texts are good as they are: no call for those.
+    if not (call.__class__ is str and len(call) <= MAX_CALL_CHARACTERS and call.isprintable()):
+        call = item.call = _text("call", call, MAX_CALL_CHARACTERS)
+    if not call:
         raise _Unfit("call: must not be empty")
     item.at = now if item.at is None else _moment(item.at, latest)
-    if item.from_ is not None:
-        item.from_ = _text("from", item.from_, MAX_LINE_CHARACTERS)
-    if item.to is not None:
-        item.to = _text("to", item.to, MAX_LINE_CHARACTERS)
+    from_ = item.from_
+    if from_ is not None and not (from_.__class__ is str and len(from_) <= MAX_LINE_CHARACTERS and from_.isprintable()):
+        item.from_ = _text("from", from_, MAX_LINE_CHARACTERS)
+    to = item.to
+    if to is not None and not (to.__class__ is str and len(to) <= MAX_LINE_CHARACTERS and to.isprintable()):
+        item.to = _text("to", to, MAX_LINE_CHARACTERS)
     if item.answered_by is not None:
         item.answered_by = _text("answered_by", item.answered_by, MAX_LINE_CHARACTERS)
     if item.account or item.tenant or item.endpoint or item.context:

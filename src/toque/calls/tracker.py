@@ -71,6 +71,7 @@ class Counters:
     unmatched: int = 0
     inferred: int = 0
     late: int = 0  # signs of life of calls whose end had been concluded
+    crowded: int = 0  # calls under way that matched no line, forgotten because there were too many
 
 
 class Observer(Protocol):
@@ -162,6 +163,11 @@ class CallTracker:
                 self._conclude_stale(call, now)
             self._arrange()
         return forgotten
+
+    def forget(self, identity: CallIdentity) -> None:
+        """Remember nothing of a call any more, whatever its phase. The changes that were not taken yet stay."""
+        for known in (self.calls, self._unscheduled, self._dirty, self._late):
+            known.pop(identity, None)
 
     # What comes out
 

@@ -2,7 +2,8 @@
 
 A plain ASGI application beside the wire API's, since ten thousand single requests a second are more than a framework's routing
 lets through. It reads the body, has the poster's watch take its items in, waits until the store has what came of them, and says
-of each what that was. docs/intake.md is the reference.
+of each what that was. Small bodies, of which there are so many, come past ASGI as well (`Ingest.shortcut`, web/connection.py).
+docs/intake.md is the reference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from hashlib import sha256
-from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
@@ -20,9 +20,10 @@ import structlog
 from toque.callbacks.callback import IntakeCredential
 from toque.calls.http_items import FINAL_RANK, RANKS, Item, Refusal, TooManyItems, Vocabulary
 from toque.calls.http_watch import HttpWatch, Result
-from toque.calls.identity import callerid
 from toque.calls.model import CallIdentity, Status
-from toque.errors import InputError, StoreError
+from toque.errors import IllegalStep, InputError, StoreError
+from toque.web.connection import JSON_HEADERS, GiveAnswer, Taker
+from toque.web.item_answers import render_answer
 from toque.web.schema import item_schema
 
 EVENTS_PATH, SCHEMA_PATH = "/intake/events", "/intake/schema.json"
@@ -40,8 +41,11 @@ _LINES_TYPES = (
     "application/json-lines",
 )
 _SHORT = b"answer=short"
-_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+_EVENTS_URL = EVENTS_PATH.encode("ascii")
+_SMALL_DIGITS = 5  # of a body's length, less one: below 10,000 bytes, which is less work than `_ITEMS_AT_ONCE`
+_NOT_NOW = "the store cannot take it now"
 
+Repeated = frozenset[tuple[CallIdentity, Status]]
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -50,30 +54,14 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Hinge(Protocol):
     """What of the intake a poster's request needs."""
 
-    async def durable(self) -> frozenset[tuple[CallIdentity, Status]]:
+    async def durable(self) -> Repeated:
         """Wait until the store has everything; what of it was no news. Raises `StoreError`."""
+
+    def tell(self, listener: Callable[[Repeated | StoreError | IllegalStep], None]) -> None:
+        """Call this when `durable` would come to its end."""
 
     def can_take(self) -> bool:
         """Whether the store keeps up."""
-
-
-class _Told(msgspec.Struct, omit_defaults=True, gc=False):
-    """One item in the answer."""
-
-    index: int
-    result: str
-    call: str | int | None = None
-    id: str | int | None = None
-    callerid: str | None = None
-    reason: str | None = None
-
-
-class _Answer(msgspec.Struct, gc=False):
-    accepted: int
-    repeated: int
-    unmatched: int
-    refused: int
-    items: list[_Told]
 
 
 class _Problem(Exception):  # noqa: N818 - an answer, not a fault
@@ -121,20 +109,32 @@ class Ingest:
         try:
             status, body, headers = await self._answer(scope, receive)
         except _Problem as problem:
-            status, headers = problem.status, problem.headers
+            status, body, headers = _told_problem(problem)
             if any(name == b"expect" for name, _ in scope["headers"]):
-                headers["Connection"] = "close"  # the body may never come (RFC 9110, 10.1.1)
-            body = _encode({"error": problem.error, "message": problem.message}) + b"\n"
+                headers = {**headers, "Connection": "close"}  # the body may never come (RFC 9110, 10.1.1)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - a bug of ours, or of the store's; the poster reads JSON all the same
-            _log.error("intake.failed", exc_info=error)
-            status, headers = 500, {}
-            body = _encode({"error": "internal", "message": "a mistake of ours; the log of the server says more"}) + b"\n"
-        fields = [*_HEADERS, (b"content-length", b"%d" % len(body))]
+            status, body, headers = _told_fault(error)
+        fields = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
         fields += [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def shortcut(self, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Taker | None:
+        """Who takes a small body with this head, past all that ASGI costs; None where the long way has something to say."""
+        path, _, query = url.partition(b"?")
+        if path != _EVENTS_URL or b"#" in query:
+            return None
+        found = dict(headers)
+        length = found.get(b"content-length", b"")
+        if not (length.isdigit() and len(length) < _SMALL_DIGITS) or b"expect" in found or b"transfer-encoding" in found:
+            return None
+        try:
+            self._must_keep_up()
+            return _Small(self, self._poster(found), is_lines=_is_lines(found), is_short=_SHORT in query)
+        except _Problem:
+            return None
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, bytes, Mapping[str, str]]:
         if scope["path"] == SCHEMA_PATH:
@@ -165,17 +165,39 @@ class Ingest:
     async def _take_body(self, watch: HttpWatch, body: bytes, *, is_lines: bool, is_short: bool) -> tuple[int, bytes]:
         """A whole body, until the store has what came of it."""
         now = self._clock()
-        try:
-            items = watch.read(body, now, is_lines=is_lines)
-        except TooManyItems as error:
-            raise _Problem(413, "too_large", str(error)) from None
-        except InputError as error:
-            raise _Problem(400, "unreadable", str(error)) from None
+        items = _read(watch, body, now, is_lines=is_lines)
         results = await self._take_items(watch, items, now)
         repeated = await self._stored()
         if repeated:
             self._correct(results, items, watch.source, repeated)
-        return _told(watch.source, items, results, is_short=is_short)
+        return render_answer(watch.source, items, results, is_short=is_short)
+
+    def take_small(self, small: _Small, body: bytes) -> None:
+        """A whole small body; `small` hears of it when the store has what came of it. Raises `_Problem`."""
+        watch, now = small.watch, self._clock()
+        items = small.items = _read(watch, body, now, is_lines=small.is_lines)
+        results: list[str] = [Result.REFUSED] * len(items)
+        small.results = results
+        for index in watch.order_of(items):
+            item = items[index]
+            if item.__class__ is Item:
+                results[index] = watch.take_in(item, now)
+        self.items += len(items)
+        self._held_bytes += len(body)
+        small.held_bytes = len(body)
+        self._hinge.tell(small.hear)
+
+    def told_small(self, small: _Small, told: Repeated | Exception) -> tuple[int, bytes]:
+        """The answer to it. Raises what stands in its way."""
+        self._held_bytes -= small.held_bytes
+        if isinstance(told, StoreError):
+            raise _busy(_NOT_NOW)
+        if isinstance(told, Exception):
+            raise told
+        source = small.watch.source
+        if told:
+            self._correct(small.results, small.items, source, told)
+        return render_answer(source, small.items, small.results, is_short=small.is_short)
 
     def _must_keep_up(self) -> None:
         """Not while more waits for the store, or for posters, than memory should hold."""
@@ -236,16 +258,14 @@ class Ingest:
         self.items += len(items)
         return results
 
-    async def _stored(self) -> frozenset[tuple[CallIdentity, Status]]:
+    async def _stored(self) -> Repeated:
         """Wait for the store, which itself gives up after some seconds; what had been told before."""
         try:
             return await self._hinge.durable()
         except StoreError:
-            raise _busy("the store cannot take it now") from None
+            raise _busy(_NOT_NOW) from None
 
-    def _correct(
-        self, results: list[str], items: list[Item | Refusal], source: str, repeated: frozenset[tuple[CallIdentity, Status]]
-    ) -> None:
+    def _correct(self, results: list[str], items: list[Item | Refusal], source: str, repeated: Repeated) -> None:
         """The store remembers longer than the watch: what it left out is a repetition, and its call is over."""
         over = {identity for identity, _ in repeated}
         ranks = {(identity, RANKS[status]) for identity, status in repeated}
@@ -256,16 +276,74 @@ class Ingest:
                     results[index] = Result.REPEATED
 
 
-def beside(ingest: Ingest, app: Callable[[Any, Any, Any], Awaitable[None]]) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+class _Small:
+    """A small body that is posted: taken in when it is here, answered when the store has what came of it."""
+
+    __slots__ = ("_answer", "_ingest", "held_bytes", "is_lines", "is_short", "items", "results", "watch")
+
+    def __init__(self, ingest: Ingest, watch: HttpWatch, *, is_lines: bool, is_short: bool) -> None:
+        self._ingest = ingest
+        self.watch = watch
+        self.is_lines = is_lines
+        self.is_short = is_short
+        self.items: list[Item | Refusal] = []
+        self.results: list[str] = []
+        self.held_bytes = 0
+
+    def __call__(self, body: bytes, answer: GiveAnswer) -> None:
+        """See `Taker`."""
+        self._answer = answer
+        try:
+            self._ingest.take_small(self, body)
+        except _Problem as problem:
+            answer(*_told_problem(problem))
+        except Exception as error:  # noqa: BLE001 - see `Ingest.__call__`
+            answer(*_told_fault(error))
+
+    def hear(self, told: Repeated | Exception) -> None:
+        """The store has it, or not."""
+        headers: Mapping[str, str] = {}
+        try:
+            status, body = self._ingest.told_small(self, told)
+        except _Problem as problem:
+            status, body, headers = _told_problem(problem)
+        except Exception as error:  # noqa: BLE001 - see `Ingest.__call__`
+            status, body, headers = _told_fault(error)
+        self._answer(status, body, headers)
+
+
+class Beside:
     """One application of both: what is posted to the intake comes past the other's routing."""
 
-    async def either(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/intake/"):
-            await ingest(scope, receive, send)
-        else:
-            await app(scope, receive, send)
+    def __init__(self, ingest: Ingest, app: Callable[[Any, Any, Any], Awaitable[None]]) -> None:
+        self._ingest = ingest
+        self._app = app
+        self.shortcut = ingest.shortcut
 
-    return either
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and scope["path"].startswith("/intake/"):
+            await self._ingest(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _read(watch: HttpWatch, body: bytes, now: datetime, *, is_lines: bool) -> list[Item | Refusal]:
+    try:
+        return watch.read(body, now, is_lines=is_lines)
+    except TooManyItems as error:
+        raise _Problem(413, "too_large", str(error)) from None
+    except InputError as error:
+        raise _Problem(400, "unreadable", str(error)) from None
+
+
+def _told_problem(problem: _Problem) -> tuple[int, bytes, Mapping[str, str]]:
+    return problem.status, _encode({"error": problem.error, "message": problem.message}) + b"\n", problem.headers
+
+
+def _told_fault(error: Exception) -> tuple[int, bytes, Mapping[str, str]]:
+    _log.error("intake.failed", exc_info=error)
+    return 500, _encode({"error": "internal", "message": "a mistake of ours; the log of the server says more"}) + b"\n", {}
 
 
 def _is_lines(headers: Mapping[bytes, bytes]) -> bool:
@@ -286,27 +364,3 @@ def _busy(message: str, headers: Mapping[str, str] | None = None) -> _Problem:
 
 def _too_large(headers: Mapping[str, str]) -> _Problem:
     return _Problem(413, "too_large", f"a body has at most {MAX_BODY_BYTES} bytes", headers)
-
-
-def _told(source: str, items: list[Item | Refusal], results: list[str], *, is_short: bool) -> tuple[int, bytes]:
-    """The status and the answer. Where nothing could be taken, the status says so for those who look at nothing else."""
-    refused = results.count(Result.REFUSED)
-    told = _told_of(source, items, results, is_short=is_short) if refused or not is_short else []
-    counts = (results.count(Result.ACCEPTED), results.count(Result.REPEATED), results.count(Result.UNMATCHED), refused)
-    status = HTTPStatus.UNPROCESSABLE_ENTITY if refused and refused == len(items) else HTTPStatus.OK
-    return int(status), _encode(_Answer(*counts, told)) + b"\n"
-
-
-def _told_of(source: str, items: list[Item | Refusal], results: list[str], *, is_short: bool) -> list[_Told]:
-    """What is told of each item; of none but those that are refused, if it is to be short."""
-    told: list[_Told] = []
-    call, uuid = None, ""
-    for index, item in enumerate(items):
-        if isinstance(item, Refusal):
-            told.append(_Told(index, Result.REFUSED, item.call, item.id, None, item.reason))
-        elif not is_short:
-            if item.call != call:  # a call's items often follow each other
-                call = item.call
-                uuid = callerid(CallIdentity(source, str(call)), 0)
-            told.append(_Told(index, results[index], call, item.id, uuid))
-    return told
