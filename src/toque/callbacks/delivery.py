@@ -5,6 +5,7 @@ The rules are those of docs/guarantees.md ("Delivery"). Chance and time are argu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -173,3 +174,18 @@ def parse_retry_after(text: str, now: datetime) -> timedelta | None:
             return None
         asked = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - now
     return min(max(asked, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)
+
+
+def sorted_out(delivered: Sequence[Delivery], others: Sequence[Settlement]) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
+    """Each delivery once, with its last state, or with the first that ends it."""
+    ended: dict[int, DeliveryState] = {id(delivery): DeliveryState.DELIVERED for delivery in delivered}
+    found: dict[int, Settlement] = {}
+    for other in others:
+        key = id(other.delivery)
+        if key not in ended:
+            found[key] = other
+            if other.state is not DeliveryState.WAITING:
+                ended[key] = other.state
+    also = [other.delivery for other in found.values() if other.state is DeliveryState.DELIVERED]
+    rest = [other for other in found.values() if other.state is not DeliveryState.DELIVERED]
+    return [*delivered, *also], rest

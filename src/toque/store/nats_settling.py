@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from toque.callbacks.delivery import Delivery, DeliveryState, Event, LaneKey, Settlement
+from toque.callbacks.delivery import Delivery, DeliveryState, Event, LaneKey, Settlement, sorted_out
 from toque.errors import IllegalStep
 from toque.store.nats_backlog import Shelf
 from toque.store.nats_documents import Book, CallbackDocument
@@ -252,18 +252,3 @@ class Settler:
 
 def _dead(delivery: Delivery, died_at: int, outcome: str) -> Dead:
     return Dead(delivery.attempts, delivery.age_s, died_at, outcome, raw_event(delivery.event))
-
-
-def sorted_out(delivered: Sequence[Delivery], others: Sequence[Settlement]) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
-    """Each delivery once, with its last state, or with the first that ends it."""
-    ended: dict[int, DeliveryState] = {id(delivery): DeliveryState.DELIVERED for delivery in delivered}
-    found: dict[int, Settlement] = {}
-    for other in others:
-        key = id(other.delivery)
-        if key not in ended:
-            found[key] = other
-            if other.state is not DeliveryState.WAITING:
-                ended[key] = other.state
-    also = [other.delivery for other in found.values() if other.state is DeliveryState.DELIVERED]
-    rest = [other for other in found.values() if other.state is not DeliveryState.DELIVERED]
-    return [*delivered, *also], rest

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from toque.callbacks.callback import Client, IntakeCredential, KeptHealth, Registered, Registry, TooMany
-from toque.callbacks.delivery import Delivery, DeliveryState, Settlement
+from toque.callbacks.delivery import Delivery, Settlement, sorted_out
 from toque.callbacks.payload import PayloadWriter
 from toque.calls.lines import Line
 from toque.calls.model import CallIdentity, Snapshot, StatusChange
@@ -355,7 +355,7 @@ class SqliteStore:
         self._check_open()
         await self._next_seq()
         if others:
-            delivered, others = _sorted_out(delivered, others)
+            delivered, others = sorted_out(delivered, others)
         settling = Settling(delivered, others, self._open_from(), to_us(self._clock()))
 
         def noted(rows: dict[int, int]) -> None:
@@ -541,18 +541,3 @@ def _refuse(batch: Sequence[Append], error: Exception) -> None:
         told.__cause__ = error.__cause__
         if not append.future.done():
             append.future.set_exception(told)
-
-
-def _sorted_out(delivered: Sequence[Delivery], others: Sequence[Settlement]) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
-    """Each delivery once, with its last state, or with the first that ends it."""
-    ended: dict[int, DeliveryState] = {id(delivery): DeliveryState.DELIVERED for delivery in delivered}
-    found: dict[int, Settlement] = {}
-    for other in others:
-        key = id(other.delivery)
-        if key not in ended:
-            found[key] = other
-            if other.state is not DeliveryState.WAITING:
-                ended[key] = other.state
-    also = [other.delivery for other in found.values() if other.state is DeliveryState.DELIVERED]
-    rest = [other for other in found.values() if other.state is not DeliveryState.DELIVERED]
-    return [*delivered, *also], rest
